@@ -1,0 +1,1 @@
+"""The device code of cutefp4, imported as `cutefp4.kernels`."""
