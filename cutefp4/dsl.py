@@ -1,0 +1,146 @@
+"""The one file that knows how the CUTLASS Python DSL is driven: compile a plan to an object, load an object.
+
+Facts that it relies on (DSL 4.8), each with a test:
+
+* `--gpu-arch` decides both code generation and what kernels see at trace time, so that one process compiles for
+  several architectures, with no GPU and no CUTE_DSL_ARCH.
+* The DSL declares which of its CUTE_DSL_* settings change code. All of them are held at their defaults during a
+  compile, so that an environment variable cannot put a different kernel under the same key.
+* An exported object holds the kernels as a fat binary, and the host code that launches them under TVM-FFI: it checks the
+  arguments, loads the binary on first use on each device, and launches on the caller's current stream.
+* Tracing is not thread-safe; one lock serialises it.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import distributions
+from pathlib import Path
+
+from cutefp4.errors import CompileError
+from cutefp4.plan import Plan
+
+_trace_lock = threading.RLock()
+
+_DEFAULT_OPTIONS = ("--opt-level 3", "--enable-tvm-ffi", "--keep-ptx", "--keep-cubin")
+
+
+@dataclass(frozen=True)
+class CompiledObject:
+    """What one compile makes.
+
+    Attributes:
+        object: ELF relocatable: host code and fat binary, exporting `Plan.symbol`.
+        ptx: text of the module's PTX.
+        cubin: the ELF image that the fat binary in `object` contains.
+        kernels: names of the kernels in it.
+    """
+
+    object: bytes
+    ptx: str
+    cubin: bytes
+    kernels: tuple[str, ...]
+
+
+def versions() -> tuple[str, ...]:
+    """Sorted "name==version" of every installed nvidia-cutlass-dsl* wheel and of apache-tvm-ffi."""
+    found = set()
+    for d in distributions():
+        name = (d.metadata["Name"] or "").lower().replace("_", "-")
+        if name.startswith("nvidia-cutlass-dsl") or name == "apache-tvm-ffi":
+            found.add(f"{name}=={d.version}")
+    return tuple(sorted(found))
+
+
+@contextmanager
+def _default_settings(arch: str) -> Iterator[None]:
+    """Hold every DSL setting that changes code at its declared default, and the architecture at `arch`."""
+    from cutlass.cutlass_dsl import CuTeDSL
+
+    settings = CuTeDSL._get_dsl().envar
+    pinned = {
+        entry.attribute: entry.default(settings) if callable(entry.default) else entry.default
+        for entry in settings._ENV_VAR_SPEC
+        if entry.affects_compile and isinstance(entry.source, str)
+    }
+    pinned["_arch"] = arch
+    before = {name: getattr(settings, name) for name in pinned}
+    try:
+        # In declaration order: the default of `lineinfo` is computed from `debug`, which is pinned before it.
+        for name, value in pinned.items():
+            setattr(settings, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(settings, name, value)
+
+
+def compile_plan(plan: Plan) -> CompiledObject:
+    """Trace and compile a plan for `plan.arch`; needs no GPU, touches none.
+
+    Raises:
+        CompileError: the builder or the compiler failed; the cause is chained.
+    """
+    import cutlass.cute as cute
+
+    with _trace_lock, tempfile.TemporaryDirectory(prefix="cutefp4-") as scratch, _default_settings(plan.arch):
+        options = (*_DEFAULT_OPTIONS, f"--gpu-arch {plan.arch}", f"--dump-dir {scratch}", *plan.compile_options())
+        try:
+            function, arguments = plan.load_builder()(plan)
+            compiled = cute.compile(function, *arguments, options=" ".join(options), no_jit_engine=True, no_cache=True)
+            path = Path(scratch) / "kernel.o"
+            compiled.export_to_c(object_file_path=str(path), function_name=plan.symbol)
+            return CompiledObject(
+                path.read_bytes(), compiled.artifacts.PTX, compiled.artifacts.CUBIN, tuple(compiled.kernel_info)
+            )
+        except CompileError:
+            raise
+        except Exception as error:
+            raise CompileError(
+                f"{plan.describe()} for {plan.arch} did not compile: {type(error).__name__}: {error}",
+                fix="see the chained exception; CUTEFP4_DUMP=dir keeps what was generated",
+            ) from error
+
+
+def load_object(data: bytes, symbol: str) -> Callable:
+    """The function `symbol` of an object file's bytes, as a TVM-FFI function: positional arguments, no keywords.
+
+    The bytes are handed over through an anonymous file, so that what was checked is what is loaded.
+
+    Raises:
+        CompileError: the bytes are no such object.
+    """
+    import cutlass.cute as cute
+
+    try:
+        with _anonymous_file(data) as path:
+            return getattr(cute.runtime.load_module(path, enable_tvm_ffi=True), symbol)
+    except Exception as error:
+        raise CompileError(
+            f"a compiled kernel ({len(data)} bytes, symbol {symbol}) did not load: {error}",
+            "an object of this DSL version and this CPU architecture",
+            "run `cutefp4 cache clear`",
+        ) from error
+
+
+@contextmanager
+def _anonymous_file(data: bytes) -> Iterator[str]:
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("cutefp4-kernel")
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+            yield f"/proc/self/fd/{fd}"
+        finally:
+            os.close(fd)
+    else:
+        with tempfile.TemporaryDirectory(prefix="cutefp4-") as scratch:
+            path = Path(scratch) / "kernel.o"
+            path.write_bytes(data)
+            yield str(path)
