@@ -12,7 +12,7 @@ Error of an element, |d| ("mae") or fl(d * d) ("mse"), with
     fast:   d = fl(fl(q * s) - fl(x * S_enc))                 in scaled units (q * s is exact)
 
 Error of a 1x16 line: the 16 errors added to 0 in ascending order. Error of a 16x16 tile: the sums of its 16 lines (rows
-of the copy whose pass decides; missing rows count 0) combined by a tree: v[i] += v[i+8], then += v[i+4], v[i+2], v[i+1].
+of the copy whose pass decides; missing rows count 0) combined by a tree: v[i] += v[i+8], then v[i+4], v[i+2], v[i+1].
 
 Choices that no source settles:
 * with stochastic rounding, candidates and errors use nearest codes; the chosen scale then encodes stochastically, so

@@ -140,8 +140,8 @@ def _given_amax(name: str, given: torch.Tensor, rows: int, recipe: QuantRecipe, 
     return given.amax() if recipe.block == "2d" and given.dim() else given
 
 
-def check_input(x: torch.Tensor, rowwise: bool, columnwise: bool, dims: tuple[int, ...] = (2,)) -> None:
-    """Raise `OperandError` unless `x` can be quantised into the wanted copies."""
+def check_input(x: torch.Tensor, rowwise: bool, columnwise: bool, dims: tuple[int, ...] = (2,), ragged=False) -> None:
+    """Raise `OperandError` unless `x` can be quantised into the wanted copies (`ragged`: with rows of any number)."""
     if not isinstance(x, torch.Tensor) or x.dtype not in INPUT_DTYPES or x.dim() not in dims:
         what = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, torch.Tensor) else type(x).__name__
         wanted = " or ".join(f"{d}-D" for d in dims)
@@ -152,7 +152,7 @@ def check_input(x: torch.Tensor, rowwise: bool, columnwise: bool, dims: tuple[in
         raise OperandError("rowwise=False, columnwise=False", "at least one copy", "set one of them to True")
     for wanted, copy, axis in ((rowwise, "rowwise", -1), (columnwise, "columnwise", -2)):
         k = x.shape[axis]
-        if wanted and (k == 0 or k % BLOCK):
+        if wanted and (k == 0 or k % BLOCK) and not (ragged and axis == -2):
             raise OperandError(
                 f"x of shape {tuple(x.shape)} for a {copy} copy, contraction axis {k}",
                 f"a positive multiple of {BLOCK}",
@@ -160,7 +160,8 @@ def check_input(x: torch.Tensor, rowwise: bool, columnwise: bool, dims: tuple[in
             )
 
 
-def _as_int(value: int | torch.Tensor) -> int:
+def as_int(value: int | torch.Tensor) -> int:
+    """A seed or offset that is an integer or a 0-d tensor, as an integer."""
     return int(value.item()) if isinstance(value, torch.Tensor) else int(value)
 
 
@@ -239,7 +240,7 @@ def quantize(
         OperandError: a wrong dtype, shape or device.
     """
     check_input(x, rowwise, columnwise, dims=(2, 3))
-    state, copies = RandomState(_as_int(seed), _as_int(offset)), (rowwise, columnwise)
+    state, copies = RandomState(as_int(seed), as_int(offset)), (rowwise, columnwise)
     if x.dim() == 2:
         return _quantize_matrix(x, recipe, copies, (amax, columnwise_amax), state)
     pairs = []
@@ -266,3 +267,11 @@ def stack(operands: tuple[Nvfp4Operand, ...] | list[Nvfp4Operand]) -> Nvfp4Opera
         )
     tensors = [torch.stack([getattr(o, name) for o in operands]) for name in ("codes", "block_scales", "amax")]
     return Nvfp4Operand(*tensors, **operands[0].metadata())
+
+
+def quantize_weight_dim0(weight: torch.Tensor, recipe: QuantRecipe, **options) -> Nvfp4Operand:
+    """Quantise a weight that is stored (K, N) along its first axis: the columnwise copy, an operand (N, K).
+
+    `options` are those of `quantize`; the transposition is part of the quantisation, no transposed weight is needed.
+    """
+    return quantize(weight, recipe, rowwise=False, columnwise=True, **options)[1]
