@@ -1,0 +1,119 @@
+"""Shared memory of the Hopper GEMM: its buffers, and where the order of K is decided.
+
+Packed rows land by TMA in the swizzle mode whose width is the row (32, 64 or 128 bytes for 1, 2 or 4 blocks of 64). A
+sub-tile q of 64 elements takes four of the row's 16-element blocks (8 bytes each): the t-th thread of a quad decodes
+block 2 * k_blocks * (t // 2) + 2 * q + t % 2 of its rows, all 16 elements and their one scale. Then
+
+* a warp's 8-byte reads of 8 rows touch every bank once in every swizzle mode, and two 16-byte reads fetch what the decode
+  warpgroup needs of a row (blocks 2q, 2q + 1 and 2 * k_blocks + 2q, + 1);
+* the wgmma fragment needs no shuffle. Thread t of a quad holds the k-slots {2t, 2t+1, 2t+8, 2t+9} of step s; they are
+  the pairs 2s and 2s + 1 of block t, where pair p of a block is its elements (8 * (p // 4) + p % 4, + 4), as decoded (e2m1.py).
+
+The shared operand is written in the same order: the 16-byte chunk p of a decoded row (slots 8p .. 8p+7) holds pair p of the
+blocks of t = 0, 1, 2, 3. Any order of K is legal as long as both operands use the same one.
+"""
+
+from dataclasses import dataclass
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import Int32, Int64, Uint8, Uint32
+from cutlass.memory import SmemAllocator
+
+from cutefp4.config import SCALE_TILE_BYTES, Sm90Config, scale_rows
+
+from ..common.device_struct import DeviceStruct
+
+
+def quad_block(k_blocks: int, q: int, t):
+    """The 16-element block of a packed row that quad thread `t` (int or Int32) decodes in sub-tile `q`."""
+    return (2 * k_blocks) * (t // 2) + 2 * q + t % 2
+
+
+def swizzle_chunk(k_blocks: int, row):
+    """What TMA's swizzle XORs into the 16-byte chunk index of a packed row of 32 * k_blocks bytes."""
+    return (row // (8 // (2 * k_blocks))) % (2 * k_blocks)
+
+
+@dataclass
+class Storage(DeviceStruct):
+    """Pointers to the shared-memory buffers of one CTA, and the bytes of one stage of each."""
+
+    full: cute.Pointer
+    empty: cute.Pointer
+    mma_full: cute.Pointer
+    mma_empty: cute.Pointer
+    packed_m: cute.Pointer
+    packed_n: cute.Pointer
+    scales_m: cute.Pointer
+    scales_n: cute.Pointer
+    decoded_n: cute.Pointer
+    store: cute.Pointer
+
+
+@dataclass(frozen=True)
+class StageBytes:
+    """Bytes of one stage of each ring."""
+
+    packed_m: int
+    packed_n: int
+    scales_m: int
+    scales_n: int
+    decoded_n: int
+
+    @property
+    def landing(self) -> int:
+        """What TMA brings per stage."""
+        return self.packed_m + self.packed_n + self.scales_m + self.scales_n
+
+
+def stage_bytes(config: Sm90Config) -> StageBytes:
+    """Stage sizes of a W4A4 configuration."""
+    row = config.tile_k // 2
+    return StageBytes(
+        packed_m=config.tile_m * row,
+        packed_n=config.tile_n * row,
+        scales_m=scale_rows(config.tile_m) * config.k_blocks * SCALE_TILE_BYTES,
+        scales_n=scale_rows(config.tile_n) * config.k_blocks * SCALE_TILE_BYTES,
+        decoded_n=config.tile_n * config.tile_k * 2,
+    )
+
+
+def allocate(config: Sm90Config, store_bytes: int) -> Storage:
+    """Lay out the buffers; everything that a swizzle touches is aligned to 1024 bytes."""
+    smem = SmemAllocator()
+    size = stage_bytes(config)
+    loads, mmas = config.load_stages, config.mma_stages
+    return Storage(
+        full=smem.allocate_array(Int64, loads),
+        empty=smem.allocate_array(Int64, loads),
+        mma_full=smem.allocate_array(Int64, mmas),
+        mma_empty=smem.allocate_array(Int64, mmas),
+        packed_m=smem.allocate_array(Uint8, loads * size.packed_m, byte_alignment=1024),
+        packed_n=smem.allocate_array(Uint8, loads * size.packed_n, byte_alignment=1024),
+        scales_m=smem.allocate_array(Uint8, loads * size.scales_m, byte_alignment=1024),
+        scales_n=smem.allocate_array(Uint8, loads * size.scales_n, byte_alignment=1024),
+        decoded_n=smem.allocate_array(Uint8, mmas * size.decoded_n, byte_alignment=1024),
+        store=smem.allocate_array(Uint8, max(store_bytes, 16), byte_alignment=1024),
+    )
+
+
+def load_words(base: cute.Pointer, offset: Int32, words: cutlass.Constexpr):
+    """`words` (1, 2 or 4) 32-bit words of shared memory at a byte offset, in one instruction."""
+    pointer = cute.make_ptr(Uint32, (base + offset).toint(), cute.AddressSpace.smem, assumed_align=4 * words)
+    vector = cute.make_tensor(pointer, cute.make_layout(words)).load()
+    return [Uint32(vector[i]) for i in range(words)]
+
+
+def store_words(base: cute.Pointer, offset: Int32, words: list) -> None:
+    """Write 32-bit words (1, 2 or 4) to shared memory at a byte offset, in one instruction."""
+    pointer = cute.make_ptr(Uint32, (base + offset).toint(), cute.AddressSpace.smem, assumed_align=4 * len(words))
+    registers = cute.make_rmem_tensor(len(words), Uint32)
+    for i, word in enumerate(words):
+        registers[i] = word
+    cute.make_tensor(pointer, cute.make_layout(len(words))).store(registers.load())
+
+
+def load_byte(base: cute.Pointer, offset: Int32) -> Uint32:
+    """One byte of shared memory, zero-extended."""
+    return Uint32(cute.make_tensor(base + offset, cute.make_layout(1))[0])
