@@ -1,0 +1,171 @@
+"""Which backend serves a call, and the one place where a call reaches it.
+
+    backend     runs on                                    code
+    reference   any device                                 cutefp4.reference, plain PyTorch
+    sm90        CUDA, compute capability 9.0               cutefp4.ops, CuTe-DSL kernels
+    sm100       CUDA, compute capability 10.x              cutefp4.ops, CuTe-DSL kernels
+    emulator    CPU tensors                                cutefp4.ops, the kernels' PTX executed on the CPU
+
+Nothing falls back: a call whose backend lacks the operation raises.
+
+How a kernel backend plugs in: `cutefp4.ops.OPS` is a dictionary {backend: {operation: function}} over the names of
+`OPERATIONS`. Each function takes the arguments of the function of the same name here in `_REFERENCE`, which are the
+oracle's plus the preallocated `out` and `batch_invariant` of the GEMMs, and returns the same kind of result.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from cutefp4 import env, reference
+from cutefp4.errors import BackendUnavailableError, OperandError, UnsupportedError
+
+BACKENDS = ("reference", "sm90", "sm100", "emulator")
+OPERATIONS = ("quantize", "quantize_grouped", "swiglu_quantize", "dequantize", "gemm", "grouped_gemm")
+CAPABILITY_MAJOR = {9: "sm90", 10: "sm100"}
+
+
+def choose(device: torch.device, requested: str | None = None) -> str:
+    """The backend for tensors on `device`.
+
+    Args:
+        device: where the operands are.
+        requested: a name of `BACKENDS`; None or "auto" follows CUTEFP4_BACKEND, and with that unset the device: CPU
+            tensors go to "reference", CUDA tensors to the kernels of their compute capability.
+
+    Raises:
+        OperandError: no backend has this name.
+        BackendUnavailableError: the backend does not serve tensors on this device.
+    """
+    name = requested or "auto"
+    if name == "auto":
+        name = env.read("CUTEFP4_BACKEND")
+    if name == "auto":
+        return "reference" if device.type == "cpu" else native(device)
+    if name not in BACKENDS:
+        raise OperandError(f"backend={name!r}", f"auto, {', '.join(BACKENDS)}", "choose one of these backends")
+    if name == "emulator" and device.type != "cpu":
+        raise BackendUnavailableError(
+            f"backend='emulator' with tensors on {device}", "CPU tensors", "call .cpu() first"
+        )
+    if name in CAPABILITY_MAJOR.values() and (device.type != "cuda" or native(device) != name):
+        raise BackendUnavailableError(
+            f"backend={name!r} with tensors on {device}",
+            f"CUDA tensors on a GPU that {name!r} is for",
+            "move the tensors there, or name no backend",
+        )
+    return name
+
+
+def native(device: torch.device) -> str:
+    """The kernel backend of a CUDA device, by compute capability.
+
+    Raises:
+        UnsupportedError: no kernels exist for this device.
+    """
+    fix = "use one of these GPUs, or pass backend='reference' (plain PyTorch, slow, any device)"
+    if device.type != "cuda":
+        raise UnsupportedError(f"tensors on {device}", "CPU or CUDA tensors", fix)
+    major, minor = torch.cuda.get_device_capability(device)
+    if major not in CAPABILITY_MAJOR or (major == 9 and minor != 0):
+        given = f"{torch.cuda.get_device_name(device)} with compute capability {major}.{minor}"
+        raise UnsupportedError(given, "9.0 (H100, H200) and 10.x (B200, B300)", fix)
+    return CAPABILITY_MAJOR[major]
+
+
+def run(operation: str, backend: str, *args, **kwargs):
+    """Call `operation` (a name of `OPERATIONS`) on a backend that `choose` returned.
+
+    Raises:
+        UnsupportedError: this backend does not have the operation.
+    """
+    if backend == "reference":
+        return _REFERENCE[operation](*args, **kwargs)
+    available = kernel_operations(backend)
+    if operation not in available:
+        raise UnsupportedError(
+            f"{operation} on backend {backend!r}",
+            f"{backend!r} has {', '.join(available) or 'no operations in this release'}",
+            "pass backend='reference' (plain PyTorch, slow, any device)",
+        )
+    return available[operation](*args, **kwargs)
+
+
+def kernel_operations(backend: str) -> dict[str, Callable]:
+    """The operations that a kernel backend has, by name; {} if this build has no kernels for it.
+
+    Imports the kernel side on first use and not with the package: it brings in the CuTe DSL, which takes seconds.
+
+    Raises:
+        BackendUnavailableError: the CuTe DSL cannot be imported.
+    """
+    if importlib.util.find_spec("cutefp4.ops") is None:
+        return {}
+    try:
+        ops = importlib.import_module("cutefp4.ops")
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"backend {backend!r}: importing the CuTe DSL failed ({error})",
+            "a working nvidia-cutlass-dsl",
+            "pip install 'cutefp4[cu13]', or pass backend='reference'",
+        ) from error
+    return ops.OPS.get(backend, {})
+
+
+@dataclass(frozen=True)
+class Status:
+    """Whether a backend works on this machine: its name, the answer, the reason, and the operations that it has."""
+
+    name: str
+    usable: bool
+    reason: str
+    operations: tuple[str, ...]
+
+
+def status(name: str) -> Status:
+    """What `cutefp4 doctor` says about a backend."""
+    if name == "reference":
+        return Status(name, True, "plain PyTorch, any device", OPERATIONS)
+    try:
+        operations = tuple(kernel_operations(name))
+    except BackendUnavailableError as error:
+        return Status(name, False, str(error), ())
+    if name == "emulator":
+        reason = "executes the kernels' PTX on the CPU; ask for it with CUTEFP4_BACKEND=emulator"
+        return Status(name, bool(operations), reason if operations else "no kernels in this release", operations)
+    wanted = {"sm90": "compute capability 9.0 (H100, H200)", "sm100": "compute capability 10.x (B200, B300)"}[name]
+    found = [f"{torch.cuda.get_device_name(i)} ({m}.{n})" for i, m, n in _devices() if CAPABILITY_MAJOR.get(m) == name]
+    if not found:
+        return Status(name, False, f"no GPU of {wanted} here", operations)
+    return Status(name, bool(operations), f"{', '.join(found)}", operations)
+
+
+def _devices() -> list[tuple[int, int, int]]:
+    """(index, major, minor) of every CUDA device."""
+    return [(i, *torch.cuda.get_device_capability(i)) for i in range(torch.cuda.device_count())]
+
+
+def _reference_gemm(a, b, *, out=None, batch_invariant=False, **kwargs) -> torch.Tensor:
+    # The oracle's sums do not depend on M, so batch_invariant asks nothing of it.
+    result = reference.gemm(a, b, **kwargs)
+    return result if out is None else out.copy_(result)
+
+
+def _reference_grouped_gemm(a, b, *, out=None, batch_invariant=False, **kwargs) -> torch.Tensor:
+    result = reference.grouped_gemm(a, b, **kwargs)
+    return result if out is None else out.copy_(result)
+
+
+_REFERENCE = {
+    "quantize": reference.quantize,
+    "quantize_grouped": reference.quantize_grouped,
+    "swiglu_quantize": reference.swiglu_quantize,
+    "dequantize": reference.dequantize,
+    "gemm": _reference_gemm,
+    "grouped_gemm": _reference_grouped_gemm,
+}
