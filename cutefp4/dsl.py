@@ -6,20 +6,20 @@ Facts that it relies on (DSL 4.8), each with a test:
   several architectures, with no GPU and no CUTE_DSL_ARCH.
 * The DSL declares which of its CUTE_DSL_* settings change code. All of them are held at their defaults during a
   compile, so that an environment variable cannot put a different kernel under the same key.
-* An exported object holds the kernels as a fat binary, and the host code that launches them under TVM-FFI: it checks the
-  arguments, loads the binary on first use on each device, and launches on the caller's current stream.
+* An exported object holds the kernels as a fat binary, and the host code that launches them under TVM-FFI: it checks
+  the arguments, loads the binary on first use on each device, and launches on the caller's current stream.
 * Tracing is not thread-safe; one lock serialises it.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import distributions
 from pathlib import Path
 
 from cutefp4.errors import CompileError
@@ -27,7 +27,9 @@ from cutefp4.plan import Plan
 
 _trace_lock = threading.RLock()
 
-_DEFAULT_OPTIONS = ("--opt-level 3", "--enable-tvm-ffi", "--keep-ptx", "--keep-cubin")
+# Line information changes no instruction (the SASS is identical with and without it), and lets profilers and the
+# emulator name Python lines.
+_DEFAULT_OPTIONS = ("--opt-level 3", "--enable-tvm-ffi", "--generate-line-info", "--keep-ptx", "--keep-cubin")
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,22 @@ class CompiledObject:
 
 
 def versions() -> tuple[str, ...]:
-    """Sorted "name==version" of every installed nvidia-cutlass-dsl* wheel and of apache-tvm-ffi."""
-    found = set()
-    for d in distributions():
-        name = (d.metadata["Name"] or "").lower().replace("_", "-")
-        if name.startswith("nvidia-cutlass-dsl") or name == "apache-tvm-ffi":
-            found.add(f"{name}=={d.version}")
-    return tuple(sorted(found))
+    """What generates code: every installed nvidia-cutlass-dsl* wheel, apache-tvm-ffi, and the library that was loaded.
+
+    The library's file name tells the CUDA major version (the DSL picks one by the driver if several are installed), the
+    Python ABI and the platform: "_cutlass_ir.cu13.cpython-311-x86_64-linux-gnu.so".
+    """
+    import cutlass
+    from cutlass._mlir._mlir_libs import _cutlass_ir
+
+    # Names of the directories, not importlib.metadata: reading every installed wheel's metadata costs 0.1-0.5 s.
+    wheels = {
+        wheel.name.removesuffix(".dist-info")
+        for directory in map(Path, sys.path)
+        for pattern in ("nvidia_cutlass_dsl*.dist-info", "apache_tvm_ffi*.dist-info")
+        for wheel in directory.glob(pattern)
+    }
+    return (f"cutlass {cutlass.__version__}", Path(_cutlass_ir.__file__).name, *sorted(wheels))
 
 
 @contextmanager
