@@ -226,9 +226,7 @@ def _info(plan: Plan, compiled: CompiledObject) -> dict:
 
 
 def _disk_failed(disk: DiskCache, error: OSError) -> None:
-    _memory_only(
-        f"{disk.directory} cannot be used ({error}). Point CUTEFP4_CACHE_DIR at a writable directory."
-    )
+    _memory_only(f"{disk.directory} cannot be used ({error}). Point CUTEFP4_CACHE_DIR at a writable directory.")
 
 
 def _memory_only(reason: str) -> None:

@@ -259,7 +259,7 @@ class DiskCache:
 
 
 def entries(cache: Path) -> list[tuple[Path, dict[str, Any], int]]:
-    """(directory, info, bytes) of every readable entry below a cache root, by directory; nothing is checked or moved."""
+    """(directory, info, bytes) of every readable entry below a cache root; files are not checked, nothing is moved."""
     found = []
     for meta in sorted((cache / KERNELS).glob(f"*/*/{META}")):
         if meta.parent.name.startswith("tmp-"):

@@ -14,6 +14,7 @@ Facts that it relies on (DSL 4.8), each with a test:
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 import threading
@@ -91,6 +92,11 @@ def _default_settings(arch: str) -> Iterator[None]:
             setattr(settings, name, value)
 
 
+def _plain(text: str) -> str:
+    """Without the escape sequences that colour the DSL's diagnostics."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
 def compile_plan(plan: Plan) -> CompiledObject:
     """Trace and compile a plan for `plan.arch`; needs no GPU, touches none.
 
@@ -113,8 +119,8 @@ def compile_plan(plan: Plan) -> CompiledObject:
             raise
         except Exception as error:
             raise CompileError(
-                f"{plan.describe()} for {plan.arch} did not compile: {type(error).__name__}: {error}",
-                fix="see the chained exception; CUTEFP4_DUMP=dir keeps what was generated",
+                f"{plan.describe()} for {plan.arch} did not compile: {type(error).__name__}: {_plain(str(error))}",
+                fix="see the chained exception",
             ) from error
 
 

@@ -12,7 +12,7 @@ import importlib.util
 import platform
 import re
 import sys
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -79,7 +79,7 @@ def _cpu_features() -> str:
     return " ".join(sorted(flags.group(1).split())) if flags else platform.processor()
 
 
-@lru_cache(maxsize=None)
+@cache
 def _sources(builder_module: str) -> dict[str, Path]:
     """All modules that decide what a builder makes, by name."""
     if _source_of(builder_module) is None:
@@ -95,7 +95,7 @@ def _sources(builder_module: str) -> dict[str, Path]:
     return sources
 
 
-@lru_cache(maxsize=None)
+@cache
 def _fingerprint(builder_module: str) -> str:
     digest = hashlib.sha256()
     for name, path in sorted(_sources(builder_module).items()):
@@ -106,7 +106,7 @@ def _fingerprint(builder_module: str) -> str:
 
 
 def of(plan: Plan) -> str:
-    """ "<arch>-<16 hex digits>": the directory that holds a plan's kernel. Computed once per process and builder module.
+    """Name of the directory that holds a plan's kernel, "sm_90a-0123456789abcdef"; hashed once per builder module.
 
     Raises:
         CompileError: the builder's module has no source file.
