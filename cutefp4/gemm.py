@@ -44,8 +44,8 @@ def gemm(
     """Multiply two quantised matrices: D[i, j] = sum_k A[i, k] * B[j, k] over the copies that `layout` names.
 
     Args:
-        a, b: NVFP4Tensor, from which the layout picks the copy, or an Nvfp4Operand, which is taken as it is (contraction
-            axis last). Batches (L, ., .) multiply matrix by matrix.
+        a, b: NVFP4Tensor, from which the layout picks the copy, or an Nvfp4Operand, which is taken as it is
+            (contraction axis last). Batches (L, ., .) multiply matrix by matrix.
         layout: "TN", "NN" or "NT"; see the module's table.
         bias: (columns of D,) bfloat16, float16 or float32, added before the activation.
         activation: None, "relu", "relu2" (squared), "gelu" (exact, with erf) or "silu".
@@ -112,8 +112,9 @@ def grouped_gemm(
     Args:
         a: grouped along its rows (the tokens of each expert).
         b: TN and NN: one weight per group, a batch (E, ., .). NT: grouped like a.
-        layout: "TN": D (T, N) = rows of a times their expert's weight; "NN": D (T, K), the gradient of a; "NT": D (E, N, K),
-            the gradient of the weights; a group without rows gives zeros, or leaves `out` as it is when accumulating.
+        layout: "TN": D (T, N) = rows of a times their expert's weight; "NN": D (T, K), the gradient of a; "NT": D
+            (E, N, K), the gradient of the weights; a group without rows gives zeros, or leaves `out` as it is when
+            accumulating.
         offs: the groups' end offsets. The grouped operands carry them; pass them only to assert that you mean the same
             tensor (shape, dtype and device are compared, not values).
         bias: (columns of D,) for all groups, or (E, columns of D); TN and NN only.

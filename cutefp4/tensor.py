@@ -1,8 +1,9 @@
 """NVFP4Tensor: a quantised matrix as a torch.Tensor, with a copy for each way that a GEMM may contract it.
 
-`rowwise` holds the matrix with blocks along its last axis, `columnwise` its transpose, with blocks along its first axis.
-The tensor has the shape and dtype of the matrix that was quantised. It moves between devices, is cloned, detached, saved and
-loaded; every other torch operation raises, because it would have to dequantise behind the caller's back.
+`rowwise` holds the matrix with blocks along its last axis, `columnwise` its transpose, with blocks along its first
+axis. The tensor has the shape and dtype of the matrix that was quantised. It moves between devices, is cloned,
+detached, saved and loaded; every other torch operation raises, because it would have to dequantise behind the caller's
+back.
 """
 
 from __future__ import annotations

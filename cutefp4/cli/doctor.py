@@ -1,0 +1,126 @@
+"""`cutefp4 doctor`: versions, devices, the compiler, directories, and which backends work here and why not."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import shutil
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import cutefp4
+from cutefp4 import backend, env
+
+PACKAGES = (
+    "torch",
+    "nvidia-cutlass-dsl",
+    "nvidia-cutlass-dsl-libs-cu12",
+    "nvidia-cutlass-dsl-libs-cu13",
+    "apache-tvm-ffi",
+    "torch-c-dlpack-ext",
+    "cuda-python",
+    "nvidia-cuda-nvdisasm",
+    "safetensors",
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command()(doctor)
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> None:
+    """Say what this machine can run: versions, GPUs, the CuTe DSL, the cache, and every backend with a reason.
+
+    Exit code 0 if at least one backend works (the reference backend needs PyTorch alone).
+    """
+    report = collect()
+    if as_json:
+        print(json.dumps(report, indent=2))
+    else:
+        _print(report)
+
+
+def collect() -> dict:
+    """Everything that the command shows, as plain data."""
+    return {
+        "cutefp4": cutefp4.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "cuda": torch.version.cuda,
+        "gpus": [_gpu(i) for i in range(torch.cuda.device_count())],
+        "dsl": _dsl(),
+        "cache": _cache(),
+        "environment": {name: os.environ[name] for name in env.VARIABLES if name in os.environ},
+        "backends": {name: vars(backend.status(name)) for name in backend.BACKENDS},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _gpu(index: int) -> dict:
+    properties = torch.cuda.get_device_properties(index)
+    return {
+        "name": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "memory_gib": round(properties.total_memory / 2**30, 1),
+        "sms": properties.multi_processor_count,
+    }
+
+
+def _dsl() -> dict:
+    """Whether the CuTe DSL can be imported; the import takes seconds, so a finder's answer has to do."""
+    found = importlib.util.find_spec("cutlass") is not None
+    reason = "installed" if found else "not installed: pip install 'cutefp4[cu13]' (or [cu12] with CUDA 12 drivers)"
+    return {"usable": found, "reason": reason}
+
+
+def _cache() -> dict:
+    path = env.cache_dir()
+    existing = next(p for p in (path, *path.parents) if p.exists())
+    return {
+        "path": str(path),
+        "exists": path.exists(),
+        "writable": os.access(existing, os.W_OK),
+        "free_gib": round(shutil.disk_usage(existing).free / 2**30, 1),
+    }
+
+
+def _print(report: dict) -> None:
+    console = Console()
+    console.print(f"[bold]cutefp4 {report['cutefp4']}[/bold], Python {report['python']}, {report['platform']}")
+    versions = Table("package", "version", title="Versions", title_justify="left")
+    for name, version in report["packages"].items():
+        versions.add_row(name, version or "[dim]not installed[/dim]")
+    console.print(versions)
+    for gpu in report["gpus"]:
+        console.print(f"GPU: {gpu['name']}, capability {gpu['capability']}, {gpu['memory_gib']} GiB, {gpu['sms']} SMs")
+    if not report["gpus"]:
+        built = f"CUDA {report['cuda']}" if report["cuda"] else "CPU only"
+        console.print(f"GPU: none that PyTorch can see (this PyTorch is built for {built})")
+    console.print(f"CuTe DSL: {report['dsl']['reason']}")
+    cache = report["cache"]
+    state = "exists" if cache["exists"] else "will be made on first use"
+    access = "writable" if cache["writable"] else "[red]not writable: kernels are kept in memory only[/red]"
+    console.print(f"Cache: {cache['path']} ({state}, {access}, {cache['free_gib']} GiB free)")
+    for name, value in report["environment"].items():
+        console.print(f"{name}={value}")
+    table = Table("backend", "works here", "reason", "operations", title="Backends", title_justify="left")
+    for name, status in report["backends"].items():
+        verdict = "[green]yes[/green]" if status["usable"] else "[yellow]no[/yellow]"
+        table.add_row(name, verdict, status["reason"], ", ".join(status["operations"]) or "-")
+    console.print(table)

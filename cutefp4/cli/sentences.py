@@ -1,0 +1,28 @@
+"""Pairs of sentences that mean the same: the demo's input, and the task of its gradients."""
+
+PARAPHRASES = (
+    ("The ferry was late because of the fog.", "Fog delayed the boat this morning."),
+    ("She planted tomatoes along the south wall.", "Tomatoes grow by the wall that faces south."),
+    ("How do I reset the password of my account?", "I forgot my login and need a new password."),
+    ("The committee rejected the proposal by one vote.", "A single vote decided against the plan."),
+    ("Water boils at a lower temperature on a mountain.", "At high altitude, boiling takes less heat."),
+    ("He repaired the old clock with parts from two others.", "The antique clock works again thanks to spare parts."),
+    ("The train to Lisbon leaves from platform four.", "Go to platform four for the Lisbon train."),
+    ("Interest rates rose for the third time this year.", "The central bank increased its rates once more."),
+    ("The cat slept on the warm engine hood.", "A cat was napping on top of the car."),
+    ("Our server ran out of memory during the night.", "The machine crashed because no RAM was left."),
+    ("The museum opens at ten except on Mondays.", "You cannot visit the museum on Monday."),
+    ("This recipe needs two eggs and a cup of flour.", "Take a cup of flour and a pair of eggs."),
+    ("Bees find their way home by the position of the sun.", "The sun helps bees to navigate."),
+    ("The contract ends on the last day of June.", "On June 30 the agreement expires."),
+    ("Children under six travel free of charge.", "There is no fare for kids younger than six."),
+    ("The glacier has lost half of its ice since 1950.", "Half the glacier melted within some decades."),
+    ("A small leak can sink a great ship.", "Minor problems may cause large disasters."),
+    ("The violinist practised the same bar for an hour.", "One measure kept the violin player busy for an hour."),
+    ("Please send the invoice to our new address.", "The bill should go to the place we moved to."),
+    ("The vaccine must be kept below eight degrees.", "Store the vaccine in a cold place."),
+    ("Nobody understood the last question of the exam.", "The final exam question confused everybody."),
+    ("The river floods its banks every spring.", "Each spring the water rises over the river's edge."),
+    ("Multiply the two matrices and add the bias.", "Compute the matrix product, then add a bias vector."),
+    ("The bakery sells out of bread before noon.", "By midday there is no bread left at the baker's."),
+)
