@@ -59,6 +59,15 @@ def _require_codes(codes: torch.Tensor) -> None:
     )
 
 
+def _require_rht(mask: int | None) -> None:
+    _require(
+        mask is None or (isinstance(mask, int) and 0 <= mask <= 0xFFFF),
+        f"rht={mask!r}",
+        "None or a sign mask of 16 bits, 0 to 0xFFFF",
+        "pass the recipe's rht_sign_mask if the matrix was transformed, else None",
+    )
+
+
 def _require_k(k: int) -> None:
     _require(
         k % BLOCK == 0 and k > 0,
@@ -116,6 +125,7 @@ class Nvfp4Operand:
         _require_choice("scaling", self.scaling, SCALINGS)
         _require_choice("e4m3_max", self.e4m3_max, E4M3_MAX_CHOICES)
         _require_choice("scale_layout", self.scale_layout, LAYOUTS)
+        _require_rht(self.rht)
         batch, device = self.batch_shape, self.codes.device
         _require_tensor("codes", self.codes, torch.uint8, (*batch, self.rows, self.k // 2), device)
         scales = (*batch, *scale_shape(self.rows, self.k, self.scale_layout))
@@ -222,7 +232,14 @@ class Nvfp4GroupedOperand:
         _require_choice("scaling", self.scaling, SCALINGS)
         _require_choice("e4m3_max", self.e4m3_max, E4M3_MAX_CHOICES)
         _require_choice("scale_layout", self.scale_layout, LAYOUTS)
+        _require_rht(self.rht)
         device = self.codes.device
+        _require(
+            isinstance(self.offs, torch.Tensor) and self.offs.numel() > 0,
+            f"offs of type {type(self.offs).__name__}, empty or no tensor",
+            "an int32 tensor (E,) of end offsets, E > 0",
+            "pass the cumulative group sizes",
+        )
         _require_tensor("offs", self.offs, torch.int32, (self.groups,), device)
         if self.ragged == "rows":
             _require_k(self.k)

@@ -41,13 +41,15 @@ class QuantRecipe:
             the transformed values to bf16, "fp32" keeps them.
         rht_sign_mask: 16 signs of the transform, bit i set = -1; both operands of a GEMM must use the same.
         rounding: "nearest" (ties to even) or "stochastic" (Philox4x32-10, 8 random bits an element; scales stay
-        nearest). four_over_six: per block, try the scale that maps the block's amax to 4 beside the one that maps it to
-            6, and keep the one with the smaller "mae" or "mse" error. Replaces the scale and encode order of
-        `arithmetic`. four_over_six_error: "strict" measures in input units, "fast" in scaled units.
+            nearest).
+        four_over_six: per block, try the scale that maps the block's amax to 4 beside the one that maps it to 6, and
+            keep the one with the smaller "mae" or "mse" error. Replaces the scale and encode order of `arithmetic`.
+        four_over_six_error: "strict" measures in input units, "fast" in scaled units.
         four_over_six_columnwise: for block="2d": "shared" = one decision per 16x16 tile, made by the rowwise pass, so
             that both copies agree; "recomputed" = the columnwise pass sums its errors along columns
-        (TransformerEngine's way). e4m3_max: the block scale that the outer scale aims at, 448 or 256; travels with the
-        tensor into the GEMM. scale_layout: "tiled" (128x4, what tensor cores read) or "compact".
+            (TransformerEngine's way).
+        e4m3_max: the block scale that the outer scale aims at, 448 or 256; travels with the tensor into the GEMM.
+        scale_layout: "tiled" (128x4, what tensor cores read) or "compact".
 
     Raises:
         RecipeError: an unknown value, or a combination that has no meaning.

@@ -63,16 +63,15 @@ def to_tiled(scales: torch.Tensor) -> torch.Tensor:
     padded_rows, padded_cols = round_up(rows, TILE_ROWS), round_up(cols, TILE_COLS)
     padded = torch.zeros(*batch, padded_rows, padded_cols, dtype=torch.uint8, device=scales.device)
     padded[..., :rows, :cols] = scales.view(torch.uint8)
-    tiles = padded.view(-1, padded_rows // TILE_ROWS, 4, 32, padded_cols // TILE_COLS, TILE_COLS)
-    tiled = tiles.permute(0, 1, 4, 3, 2, 5).reshape(*batch, padded_rows, padded_cols)
-    return tiled.view(scales.dtype)
+    tiles = padded.view(*batch, padded_rows // TILE_ROWS, 4, 32, padded_cols // TILE_COLS, TILE_COLS)
+    return tiles.transpose(-4, -2).reshape(*batch, padded_rows, padded_cols).view(scales.dtype)
 
 
 def from_tiled(tiled: torch.Tensor, rows: int, k: int) -> torch.Tensor:
     """The inverse of `to_tiled`: (..., padded rows, padded columns) to compact (..., rows, k/16)."""
     *batch, padded_rows, padded_cols = tiled.shape
-    tiles = tiled.view(torch.uint8).reshape(-1, padded_rows // TILE_ROWS, padded_cols // TILE_COLS, 32, 4, TILE_COLS)
-    padded = tiles.permute(0, 1, 4, 3, 2, 5).reshape(*batch, padded_rows, padded_cols)
+    shape = (*batch, padded_rows // TILE_ROWS, padded_cols // TILE_COLS, 32, 4, TILE_COLS)
+    padded = tiled.view(torch.uint8).reshape(shape).transpose(-4, -2).reshape(*batch, padded_rows, padded_cols)
     return padded[..., :rows, : k // BLOCK].contiguous().view(tiled.dtype)
 
 

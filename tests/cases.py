@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from cutefp4.errors import RecipeError
+from cutefp4.format import E4M3_MAX, numerator
 from cutefp4.recipe import QuantRecipe
 
 GOLDEN_SIZE = 1024
@@ -138,7 +139,7 @@ def odd_shapes(count: int, seed: int = 0, multiple: tuple[int, int] = (1, 16), l
 # ---------------------------------------------------------------- edge blocks
 
 
-def edge_row(largest: float = 2.0**7 * 21) -> torch.Tensor:
+def edge_row(largest: float = numerator(E4M3_MAX)) -> torch.Tensor:
     """One row of four blocks: [max | +-3e-3 | +-0 | 9e-3], bf16. With the default maximum (6 * 448) S_enc is 1."""
     row = torch.zeros(4, 16)
     row[0, 3] = largest
@@ -275,6 +276,6 @@ def guarded(shape: tuple[int, ...], dtype: torch.dtype, device="cpu", margin: in
 
 
 def poison(x: torch.Tensor) -> torch.Tensor:
-    """Fill a tensor with poison bytes (a large negative number, and no NaN, in every floating dtype) and return it."""
+    """Fill a tensor with poison bytes (a tiny negative number, so no NaN, in every floating dtype) and return it."""
     x.view(torch.uint8).fill_(POISON)
     return x
