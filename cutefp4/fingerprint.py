@@ -8,7 +8,6 @@ library of theirs that is loaded, the Python ABI, and the CPU's features (the la
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import platform
 import re
 import sys
@@ -26,40 +25,55 @@ _IMPORT = re.compile(r"^[ \t]*(?:from[ \t]+([\w.]+)[ \t]+import[ \t]+(\([^)]*\)|
 
 
 def _source_of(module: str) -> Path | None:
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError, AttributeError):
-        return None
-    return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
+    """The source file of a module, None if it has none or does not exist. Imports nothing, not even parent packages."""
+    parts, search = module.split("."), None
+    spec = None
+    for depth in range(1, len(parts) + 1):
+        name = ".".join(parts[:depth])
+        specs = (finder.find_spec(name, search) for finder in sys.meta_path if hasattr(finder, "find_spec"))
+        spec = next((found for found in specs if found is not None), None)
+        if spec is None:
+            return None
+        search = spec.submodule_search_locations
+        if search is None and depth < len(parts):
+            return None
+    return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
 
 
-def _imports_of(text: str, module: str, package: str) -> set[str]:
-    """Modules of `package` (or `package.attribute`, which may be a module) that the text imports."""
+def _imports_of(path: Path, module: str) -> set[str]:
+    """Modules of the same top-level package (or `module.attribute`, which may be a module) that a file imports."""
+    package = module.split(".")[0]
+    here = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
     found = set()
-    for origin, names, plain in _IMPORT.findall(text):
+    for origin, names, plain in _IMPORT.findall(path.read_text()):
         base = plain or origin
         if base.startswith("."):
             levels = len(base) - len(base.lstrip("."))
-            parent = module.split(".")[: -levels or None]
+            parent = here[: len(here) - (levels - 1)]
             base = ".".join([*parent, base.lstrip(".")]).rstrip(".")
         if base.split(".")[0] != package:
             continue
-        found.add(base)
+        if base != package:
+            found.add(base)
         found.update(f"{base}.{name}" for name in re.findall(r"\w+", names))
     return found
 
 
-def reachable_sources(module: str) -> dict[str, Path]:
-    """Every source file of the module's top-level package that can be reached from it by imports, by module name."""
-    package = module.split(".")[0]
-    pending, found = {module}, {}
+def reachable_sources(*modules: str) -> dict[str, Path]:
+    """Every source file that can be reached from `modules` by imports inside their top-level packages, by module name.
+
+    The packages on the way to a module count as reached, except the top-level one: its `__init__` collects public names
+    and imports everything.
+    """
+    pending, found, seen = set(modules), {}, {module.split(".")[0] for module in modules} - set(modules)
     while pending:
         name = pending.pop()
+        seen.add(name)
         path = _source_of(name)
-        if name in found or path is None:
+        if path is None:
             continue
         found[name] = path
-        pending |= _imports_of(path.read_text(), name, package) - found.keys()
+        pending |= {*_imports_of(path, name), name.rpartition(".")[0]} - seen - {""}
     return found
 
 
@@ -88,11 +102,7 @@ def _sources(builder_module: str) -> dict[str, Path]:
             "a module with a source file on sys.path",
             "the compile cache fingerprints the builder's source; save it to a file",
         )
-    sources: dict[str, Path] = {}
-    for module in ("cutefp4.dsl", *_kernel_modules(), builder_module):
-        if module not in sources:
-            sources.update(reachable_sources(module))
-    return sources
+    return reachable_sources("cutefp4.dsl", *_kernel_modules(), builder_module)
 
 
 @cache
