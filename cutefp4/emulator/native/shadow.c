@@ -1,0 +1,262 @@
+/* Race detector for shared memory. See shadow.h for the model. */
+#include "shadow.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* Orders writes, fences and waits of one launch; a launch runs in one host thread. */
+static __thread u32 tick;
+
+void shadow_cta_begin(Machine *m, Cta *cta) {
+    (void)m;
+    cta->shadow = malloc(sizeof *cta->shadow);
+    memset(cta->shadow, 0, offsetof(Shadow, write_time));
+    memset(cta->shadow->fence_time, 0, sizeof *cta->shadow - offsetof(Shadow, fence_time));
+}
+
+void shadow_cta_end(Machine *m, Cta *cta) {
+    (void)m;
+    if (!cta->shadow) return;
+    for (Claim *c = cta->shadow->first, *next; c; c = next) {
+        next = c->next;
+        free(c);
+    }
+    free(cta->shadow);
+    cta->shadow = NULL;
+}
+
+const char *async_name(u32 kind) {
+    static const char *const names[ASYNC_KINDS] = {
+        [ASYNC_CP_ASYNC] = "cp.async", [ASYNC_BULK_LOAD] = "bulk load", [ASYNC_BULK_STORE] = "bulk store",
+        [ASYNC_TMA_LOAD] = "TMA load", [ASYNC_TMA_STORE] = "TMA store", [ASYNC_WGMMA] = "wgmma",
+        [ASYNC_TCGEN05] = "tcgen05 operation", [ASYNC_TCGEN05_LDST] = "tcgen05.ld/st",
+        [ASYNC_CLC] = "clusterlaunchcontrol", [ASYNC_REMOTE] = "remote store",
+    };
+    return names[kind];
+}
+
+/* What the programmer should have waited for before touching bytes of this operation. */
+static const char *cure(u32 kind) {
+    switch (kind) {
+    case ASYNC_CP_ASYNC: return "cp.async.wait_group (or its mbarrier) and a barrier";
+    case ASYNC_BULK_STORE: case ASYNC_TMA_STORE: return "cp.async.bulk.wait_group.read by the issuing thread, then a barrier";
+    case ASYNC_WGMMA: return "wgmma.wait_group, then the stage's empty barrier";
+    case ASYNC_TCGEN05: return "the mbarrier of its tcgen05.commit";
+    default: return "its mbarrier";
+    }
+}
+
+static int overlaps(const Claim *c, u32 off, u32 size) {
+    if (off >= c->hi || off + size <= c->lo) return 0;
+    for (u32 i = 0; i < c->n; i++)
+        if (off < c->seg[i].off + c->seg[i].size && off + size > c->seg[i].off) return 1;
+    return 0;
+}
+
+static Claim *conflict(Shadow *sh, u32 off, u32 size, u32 access) {
+    for (Claim *c = sh->first; c; c = c->next)
+        if (c->access == access && overlaps(c, off, size)) return c;
+    return NULL;
+}
+
+static u8 any_flags(const u8 *flags, u32 size) {
+    u8 any = 0;
+    for (u32 i = 0; i < size; i++) any |= flags[i];
+    return any;
+}
+
+static u8 all_flags(const u8 *flags, u32 size) {
+    u8 all = 0xff;
+    for (u32 i = 0; i < size; i++) all &= flags[i];
+    return all;
+}
+
+static int report_race(Machine *m, const Warp *w, const Instr *ins, u32 lane, const Cta *cta, u32 off, u32 size,
+                       const char *what, const Claim *c) {
+    int writing = c->access == ACCESS_WRITE;
+    return finding(m, w, ins, lane, writing ? F_RACE_ASYNC_WRITE : F_RACE_ASYNC_READ,
+                   (u64)cta->rank << SMEM_RANK_SHIFT | off,
+                   "%s of %u bytes at shared offset 0x%x while the %s of PTX line %u may still %s them; wait for %s first",
+                   what, size, off, async_name(c->kind), c->line, writing ? "write" : "read", cure(c->kind));
+}
+
+/* Slow path of an access whose flags say that a claim may be near; clears stale flags. */
+static int check_claims(Machine *m, const Warp *w, const Instr *ins, u32 lane, Cta *cta, u32 off, u32 size, u8 any,
+                        int writes, const char *what) {
+    Shadow *sh = cta->shadow;
+    for (int pass = 0; pass < 2; pass++) {
+        u8 flag = pass ? SHADOW_READING : SHADOW_WRITING;
+        if (!(any & flag) || (pass && !writes)) continue;
+        Claim *c = conflict(sh, off, size, pass ? ACCESS_READ : ACCESS_WRITE);
+        if (c) return report_race(m, w, ins, lane, cta, off, size, what, c);
+        for (u32 i = 0; i < size; i++) sh->flags[off + i] &= (u8)~flag;
+    }
+    return EX_NEXT;
+}
+
+static void mark_generic(Shadow *sh, const Warp *w, u32 off, u32 size) {
+    for (u32 i = 0; i < size; i++) sh->flags[off + i] |= SHADOW_INIT | SHADOW_GENERIC;
+    u16 who = (u16)(w->cta->rank * 32 + w->index % 32);
+    for (u32 g = off / 4; g <= (off + size - 1) / 4; g++) {
+        sh->write_time[g] = tick;
+        sh->writer[g] = who;
+    }
+}
+
+int shadow_generic(Machine *m, Warp *w, const Instr *ins, Cta *cta, const u32 off[LANES], u32 mask, u32 size, int access) {
+    Shadow *sh = cta->shadow;
+    if (!sh || !m->launch->strict) return EX_NEXT;
+    int writes = access != ACCESS_READ;
+    if (writes) tick++;
+    for (u32 todo = mask; todo; todo &= todo - 1) {
+        u32 lane = lowest_lane(todo), o = off[lane];
+        u8 any = any_flags(sh->flags + o, size);
+        if (any & (writes ? SHADOW_WRITING | SHADOW_READING : SHADOW_WRITING)) {
+            const char *what = access == ACCESS_READ ? "read" : access == ACCESS_WRITE ? "write" : "atomic";
+            if (check_claims(m, w, ins, lane, cta, o, size, any, writes, what) == EX_FATAL) return EX_FATAL;
+        }
+        if (access != ACCESS_WRITE && !(all_flags(sh->flags + o, size) & SHADOW_INIT)) {
+            int r = finding(m, w, ins, lane, F_UNINITIALISED_SHARED, (u64)cta->rank << SMEM_RANK_SHIFT | o,
+                            "read of %u bytes at shared offset 0x%x that nothing has written", size, o);
+            if (r == EX_FATAL) return r;
+        }
+        if (writes) mark_generic(sh, w, o, size);
+    }
+    return EX_NEXT;
+}
+
+void shadow_fence_async(Machine *m, Warp *w, u32 mask) {
+    (void)m;
+    (void)mask;
+    Cluster *cl = w->cta->cluster;
+    Shadow *own = w->cta->shadow;
+    if (!own) return;
+    own->fence_time[w->index % 32] = ++tick;
+    for (u32 r = 0; r < cl->size; r++) {
+        Shadow *sh = cl->ctas[r] ? cl->ctas[r]->shadow : NULL;
+        if (sh && sh->covered_time < own->acquire_time[w->index % 32])
+            sh->covered_time = own->acquire_time[w->index % 32];
+    }
+}
+
+/* Publishing needs no record: a waiter is taken to have acquired everything that happened before its wait. That can
+ * miss a fence on the wrong side of a barrier, and never blames a right program. */
+void shadow_arrive(Machine *m, Warp *w, const void *barrier) {
+    (void)m;
+    (void)w;
+    (void)barrier;
+}
+
+void shadow_wait(Machine *m, Warp *w, const void *barrier) {
+    (void)m;
+    (void)barrier;
+    if (w->cta->shadow) w->cta->shadow->acquire_time[w->index % 32] = ++tick;
+}
+
+/* The async proxy sees a generic write if its writer fenced after it, or someone who acquired it fenced. */
+static int fenced(const Cta *cta, u32 off) {
+    const Shadow *sh = cta->shadow;
+    u32 t = sh->write_time[off / 4];
+    if (t < sh->covered_time) return 1;
+    const Cta *from = cta->cluster->ctas[sh->writer[off / 4] / 32];
+    if (!from || !from->shadow) return 1;
+    return from->shadow->fence_time[sh->writer[off / 4] % 32] > t;
+}
+
+static void check_fences(Machine *m, AsyncOp *op, Cta *cta, u32 off, u32 size) {
+    u8 *flags = cta->shadow->flags;
+    for (u32 i = off; i < off + size; i++) {
+        if (!(flags[i] & SHADOW_GENERIC)) continue;
+        if (!fenced(cta, i)) {
+            u32 who = cta->shadow->writer[i / 4];
+            finding(m, op->warp, op->ins, op->lane, F_MISSING_PROXY_FENCE, (u64)cta->rank << SMEM_RANK_SHIFT | i,
+                    "%s reads shared offset 0x%x that warp %u of cluster rank %u wrote with ordinary stores, without "
+                    "fence.proxy.async by the writer (or by a thread that synchronised with it) before this instruction",
+                    async_name(op->kind), i, who % 32, who / 32);
+            return;
+        }
+        flags[i] &= (u8)~SHADOW_GENERIC;
+    }
+}
+
+static void check_async(Machine *m, AsyncOp *op, Cta *cta, const Segment *s, int access) {
+    Shadow *sh = cta->shadow;
+    u8 any = any_flags(sh->flags + s->off, s->size);
+    if (any & (SHADOW_WRITING | SHADOW_READING))
+        check_claims(m, op->warp, op->ins, op->lane, cta, s->off, s->size, any, access == ACCESS_WRITE,
+                     access == ACCESS_WRITE ? "asynchronous write" : "asynchronous read");
+    if (access != ACCESS_READ) return;
+    if (any & SHADOW_GENERIC) check_fences(m, op, cta, s->off, s->size);
+    /* bytes that a pending write will fill were reported above, if at all */
+    if (!(all_flags(sh->flags + s->off, s->size) & SHADOW_INIT) && !(any & SHADOW_WRITING))
+        finding(m, op->warp, op->ins, op->lane, F_UNINITIALISED_SHARED, (u64)cta->rank << SMEM_RANK_SHIFT | s->off,
+                "%s reads %u bytes at shared offset 0x%x, not all of which were ever written", async_name(op->kind),
+                s->size, s->off);
+}
+
+static void flag_segments(Shadow *sh, const Claim *c) {
+    u8 flag = c->access == ACCESS_WRITE ? SHADOW_WRITING : SHADOW_READING;
+    for (u32 i = 0; i < c->n; i++)
+        for (u32 b = 0; b < c->seg[i].size; b++) sh->flags[c->seg[i].off + b] |= flag;
+}
+
+Claim *shadow_claim(Machine *m, AsyncOp *op, Cta *cta, const Segment *seg, u32 n, int access) {
+    Shadow *sh = cta->shadow;
+    if (!sh || !m->launch->strict || !n) return NULL;
+    Claim *c = malloc(sizeof *c + n * sizeof *seg);
+    *c = (Claim){.op = op, .cta = cta, .kind = op->kind, .line = op->ins ? op->ins->line : 0, .access = (u32)access, .n = n,
+                 .lo = ~0u, .prev = sh->last};
+    memcpy(c->seg, seg, n * sizeof *seg);
+    for (u32 i = 0; i < n; i++) {
+        check_async(m, op, cta, &seg[i], access);
+        if (seg[i].off < c->lo) c->lo = seg[i].off;
+        if (seg[i].off + seg[i].size > c->hi) c->hi = seg[i].off + seg[i].size;
+    }
+    *(sh->last ? &sh->last->next : &sh->first) = c;
+    sh->last = c;
+    flag_segments(sh, c);
+    return c;
+}
+
+void shadow_release(Machine *m, Claim *c) {
+    (void)m;
+    if (!c || !c->cta->shadow) return;
+    Shadow *sh = c->cta->shadow;
+    *(c->prev ? &c->prev->next : &sh->first) = c->next;
+    *(c->next ? &c->next->prev : &sh->last) = c->prev;
+    int wrote = c->access == ACCESS_WRITE;
+    u8 clear = (u8) ~(wrote ? SHADOW_WRITING | SHADOW_GENERIC : SHADOW_READING), set = wrote ? SHADOW_INIT : 0;
+    for (u32 i = 0; i < c->n; i++) {
+        u8 *f = sh->flags + c->seg[i].off;
+        for (u32 b = 0; b < c->seg[i].size; b++) f[b] = (u8)((f[b] & clear) | set);
+    }
+    for (Claim *o = sh->first; o; o = o->next) /* others may cover the same bytes (two MMAs that read one tile) */
+        if (o->access == c->access && o->lo < c->hi && c->lo < o->hi) flag_segments(sh, o);
+    free(c);
+}
+
+u32 segments_of_chunks(const u32 *chunks, u32 n, Segment *seg) {
+    u32 k = 0;
+    for (u32 i = 0; i < n; i++) {
+        if (k && seg[k - 1].off + seg[k - 1].size == chunks[i]) seg[k - 1].size += 16;
+        else if (k && chunks[i] + 16 == seg[k - 1].off) seg[k - 1].off -= 16, seg[k - 1].size += 16;
+        else seg[k++] = (Segment){chunks[i], 16};
+    }
+    return k;
+}
+
+/* ---- single ranges, for the core's own copies ------------------------------------------------------------------ */
+
+void shadow_async_issue(Machine *m, AsyncOp *op, Cta *cta, u32 off, u32 size, int access) {
+    Segment s = {off, size};
+    if (size) shadow_claim(m, op, cta, &s, 1, access);
+}
+
+void shadow_async_done(Machine *m, AsyncOp *op, Cta *cta, u32 off, u32 size, int access) {
+    if (!cta->shadow) return;
+    for (Claim *c = cta->shadow->first; c; c = c->next)
+        if (c->op == op && c->access == (u32)access && c->n == 1 && c->seg[0].off == off && c->seg[0].size == size) {
+            shadow_release(m, c);
+            return;
+        }
+}
