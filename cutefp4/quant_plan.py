@@ -1,0 +1,217 @@
+"""Plans of the quantisation kernels: recipe, dtype and shape class to the fields that decide generated code.
+
+    CastRowsPlan    rowwise copy of 1x16 blocks, one read; token amax found in the same read if a row fits in registers
+    CastTilesPlan   128x128 tiles: either copy or both from one read, 16x16 blocks, Hadamard transform, groups
+    AmaxPlan        outer amaxes: tensor, rows, columns in one read
+    HadamardAmaxPlan    outer amaxes of the transformed columnwise copy
+    DequantizePlan  codes back to values
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from cutefp4.errors import OperandError
+from cutefp4.format import BLOCK, E4M3_MAX
+from cutefp4.plan import Plan
+from cutefp4.recipe import QuantRecipe
+from cutefp4.scale_layout import round_up
+
+BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+
+@dataclass(frozen=True)
+class BlockMath:
+    """What decides the bytes of a block; the fields are those of `QuantRecipe`."""
+
+    arithmetic: str = "te"
+    e4m3_max: int = E4M3_MAX
+    rounding: str = "nearest"
+    four_over_six: str = "none"
+    four_over_six_error: str = "strict"
+
+    @classmethod
+    def of(cls, recipe: QuantRecipe) -> BlockMath:
+        four = recipe.four_over_six != "none"
+        return cls(
+            # 4over6 replaces the scale arithmetic, and the error form matters with it alone.
+            "te" if four else recipe.arithmetic,
+            recipe.e4m3_max,
+            recipe.rounding,
+            recipe.four_over_six,
+            recipe.four_over_six_error if four else "strict",
+        )
+
+
+@dataclass(frozen=True)
+class CastRowsPlan(Plan):
+    """Rowwise cast of (M, N), N a multiple of 16.
+
+    Attributes:
+        dtype: of the input.
+        math: bytes of a block.
+        scaling: "tensor": amax is read; "token": amax is found and written, unless `amax_given`.
+        amax_given: the outer amax is an input.
+        scale_layout: "tiled" or "compact".
+        vector_bytes: bytes per load, 16 down to the size of an element; divides base address and row stride.
+        threads_per_row: threads that share a row: a power of two up to 32, or a multiple of 32.
+        blocks_per_thread: 16-element blocks of a row that a thread holds.
+        threads: per CTA.
+        looped: rows longer than threads_per_row * blocks_per_thread blocks are walked in chunks (and read twice if
+            their amax is to be found).
+    """
+
+    builder: ClassVar[str] = "cutefp4.kernels.quantize.cast_rows:build"
+    dtype: str
+    math: BlockMath
+    scaling: str
+    amax_given: bool
+    scale_layout: str
+    vector_bytes: int = 16
+    threads_per_row: int = 128
+    blocks_per_thread: int = 3
+    threads: int = 128
+    looped: bool = False
+
+    @property
+    def rows_per_cta(self) -> int:
+        return self.threads // self.threads_per_row
+
+    @property
+    def chunk(self) -> int:
+        """Blocks of a row that its threads hold at a time."""
+        return self.threads_per_row * self.blocks_per_thread
+
+
+MAX_ROW_THREADS = 512
+MAX_ROW_BLOCKS = {2: 4, 4: 2}
+"""Blocks per thread by element size: 16 words of input for fp32, 32 for 16-bit types."""
+
+
+def row_shape(n: int, element_bytes: int) -> dict:
+    """threads_per_row, blocks_per_thread, threads and looped for rows of n elements.
+
+    The fewest idle threads win, then the most blocks per thread (more loads in flight, fewer reductions).
+    """
+    blocks, most = n // BLOCK, MAX_ROW_BLOCKS[element_bytes]
+    if blocks <= 32:
+        threads = 1
+        while threads < blocks:
+            threads *= 2
+        return {"threads_per_row": threads, "blocks_per_thread": 1, "threads": 128, "looped": False}
+    choices = []
+    for per_thread in range(1, most + 1):
+        threads = round_up(-(-blocks // per_thread), 32)
+        if threads <= MAX_ROW_THREADS:
+            choices.append((threads * per_thread - blocks, -per_thread, threads))
+    if not choices:
+        return {"threads_per_row": 256, "blocks_per_thread": most, "threads": 256, "looped": True}
+    _, per_thread, threads = min(choices)
+    return {"threads_per_row": threads, "blocks_per_thread": -per_thread, "threads": threads, "looped": False}
+
+
+def vector_bytes(address: int, row_stride_bytes: int, element_bytes: int) -> int:
+    """The widest load, up to 16 bytes, that the alignment of base and rows allows."""
+    width = 16
+    while width > element_bytes and (address % width or row_stride_bytes % width):
+        width //= 2
+    if width < element_bytes:
+        raise OperandError(f"an input at address {address:#x}", "element-aligned data", "copy it: x.contiguous()")
+    return width
+
+
+@dataclass(frozen=True)
+class CastTilesPlan(Plan):
+    """Cast of (M, N) in tiles of 128 rows by 256 bytes: rowwise copy, columnwise copy, or both from one read.
+
+    Attributes:
+        dtype, math, scaling, scale_layout, vector_bytes: as in `CastRowsPlan`; all outer amaxes are inputs.
+        rowwise, columnwise: which copies to write.
+        block: "1d" or "2d". Blocks of 16x16 take one outer amax, whatever `scaling` is.
+        rht: "none", "bf16" or "fp32": transform of the columnwise copy.
+        columnwise_fours: "shared" or "recomputed", for 4over6 with 16x16 blocks.
+        partial_columns: N is not a multiple of 16 (columnwise copy alone).
+        grouped: rows are split at device-resident offsets, and each group is cast by itself.
+    """
+
+    builder: ClassVar[str] = "cutefp4.kernels.quantize.cast_tiles:build"
+    dtype: str
+    math: BlockMath
+    scaling: str
+    scale_layout: str
+    rowwise: bool = True
+    columnwise: bool = True
+    block: str = "1d"
+    rht: str = "none"
+    columnwise_fours: str = "shared"
+    vector_bytes: int = 16
+    partial_columns: bool = False
+    grouped: bool = False
+
+    @property
+    def tile_columns(self) -> int:
+        """Columns of a tile: 256 bytes."""
+        return 256 // BYTES[self.dtype]
+
+    @property
+    def token(self) -> bool:
+        """One outer amax per row and per column, as opposed to one per tensor or group."""
+        return self.scaling == "token" and self.block == "1d"
+
+
+@dataclass(frozen=True)
+class AmaxPlan(Plan):
+    """Outer amaxes of (M, N) in one read, any combination of them.
+
+    Attributes:
+        dtype, vector_bytes, partial_columns: as in `CastTilesPlan`.
+        tensor, rows, columns: which amaxes to compute.
+        grouped: tensor and column amaxes per row group.
+    """
+
+    builder: ClassVar[str] = "cutefp4.kernels.quantize.amax:build"
+    dtype: str
+    tensor: bool = False
+    rows: bool = False
+    columns: bool = False
+    vector_bytes: int = 16
+    partial_columns: bool = False
+    grouped: bool = False
+
+
+@dataclass(frozen=True)
+class HadamardAmaxPlan(Plan):
+    """Outer amaxes of the transformed columnwise copy of (M, N), and of x itself, in one read.
+
+    Attributes:
+        dtype, grouped: as in `AmaxPlan`.
+        rht: "bf16" or "fp32".
+        transformed: "tensor" or "columns": scope of the amax after the transform.
+        raw: "none", "tensor" or "rows": scope of the amax of x.
+        paired: columns are read in pairs (their number, the row stride and the base allow 32-bit loads of 16-bit data).
+    """
+
+    builder: ClassVar[str] = "cutefp4.kernels.quantize.amax_hadamard:build"
+    dtype: str
+    rht: str
+    transformed: str
+    raw: str = "none"
+    paired: bool = True
+    grouped: bool = False
+
+
+@dataclass(frozen=True)
+class DequantizePlan(Plan):
+    """Codes and scales of (rows, k) back to values.
+
+    Attributes:
+        dtype: of the output.
+        scaling, scale_layout, e4m3_max: of the operand.
+    """
+
+    builder: ClassVar[str] = "cutefp4.kernels.quantize.dequantize:build"
+    dtype: str
+    scaling: str
+    scale_layout: str
+    e4m3_max: int

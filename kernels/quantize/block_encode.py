@@ -1,0 +1,73 @@
+"""Encode one block of 16 values: scale byte and two words of codes, under any recipe.
+
+`BlockMath` is the part of a plan that decides the bytes of a block; it is the same for every kernel that quantises.
+"""
+
+from dataclasses import dataclass
+
+from cutlass import Boolean, Float32, Uint32
+
+from cutefp4.kernels.common import ptx
+from cutefp4.kernels.common.e2m1_encode import encode_nearest, encode_stochastic
+from cutefp4.kernels.quantize.block_scale import Outer, block_scale, outer_of
+from cutefp4.kernels.quantize.four_over_six import Candidate, candidates, line_error
+from cutefp4.quant_plan import BlockMath
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Scale byte and codes of a block; `low` holds elements 0..7, the first one in the lowest nibble."""
+
+    scale: Uint32
+    low: Uint32
+    high: Uint32
+
+
+def make_outer(amax: Float32, math: BlockMath) -> Outer:
+    """4over6 takes the raw amax with TransformerEngine's arithmetic, whatever the recipe's arithmetic is."""
+    return outer_of(amax, "te" if math.four_over_six != "none" else math.arithmetic, math.e4m3_max)
+
+
+def encode_values(x: list[Float32], multiplier: Float32, math: BlockMath, arch: str, random) -> tuple[Uint32, Uint32]:
+    """The two words of codes; `random`: four Philox words if the recipe rounds stochastically."""
+    if math.rounding == "stochastic":
+        return (
+            encode_stochastic(x[:8], multiplier, random[:2]),
+            encode_stochastic(x[8:], multiplier, random[2:]),
+        )
+    return encode_nearest(x[:8], multiplier, arch), encode_nearest(x[8:], multiplier, arch)
+
+
+def both_errors(x: list[Float32], outer: Outer, pair, math: BlockMath, arch: str):
+    """`line_error` of the map-to-6 and the map-to-4 candidate."""
+    strict = math.four_over_six_error == "strict"
+    return [line_error(x, outer, c, math.four_over_six, strict, math.e4m3_max, arch) for c in pair]
+
+
+def _choose(four: Boolean, six: Candidate, other: Candidate) -> tuple[Uint32, Float32]:
+    return ptx.select(four, other.byte, six.byte), ptx.select(four, other.multiplier, six.multiplier)
+
+
+def encode_block(x: list[Float32], bamax: Float32, outer: Outer, math: BlockMath, arch: str, random=None) -> Encoded:
+    """A 1x16 block by itself."""
+    if math.four_over_six == "none":
+        byte, multiplier = block_scale(bamax, outer, math.arithmetic)
+        return Encoded(byte, *encode_values(x, multiplier, math, arch, random))
+    pair = candidates(bamax, outer)
+    (error6, low6, high6), (error4, low4, high4) = both_errors(x, outer, pair, math, arch)
+    four = error4 < error6
+    byte, multiplier = _choose(four, *pair)
+    if math.rounding == "stochastic":
+        return Encoded(byte, *encode_values(x, multiplier, math, arch, random))
+    return Encoded(byte, ptx.select(four, low4, low6), ptx.select(four, high4, high6))
+
+
+def encode_line(
+    x: list[Float32], tile_amax: Float32, four: Boolean | None, outer: Outer, math: BlockMath, arch: str, random=None
+) -> Encoded:
+    """One line of a 16x16 block, whose amax and 4over6 choice the tile has made."""
+    if math.four_over_six == "none":
+        byte, multiplier = block_scale(tile_amax, outer, math.arithmetic)
+    else:
+        byte, multiplier = _choose(four, *candidates(tile_amax, outer))
+    return Encoded(byte, *encode_values(x, multiplier, math, arch, random))

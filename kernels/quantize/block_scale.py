@@ -1,0 +1,71 @@
+"""From amaxes to the E4M3 scale of a block and the multiplier of its elements, in the three arithmetics.
+
+Single IEEE fp32 operations in this order; NUM = 6 * e4m3_max, c6 = fl(1/6):
+
+    S_enc       min(fl(NUM / A), FLT_MAX), but 1 where A = 0 or the quotient is 0 (A = Inf)
+    te          s = e4m3(min(fl(bamax * fl(S_enc * c6)), FLT_MAX));    m = min(fl(1 / fl(s * fl(1 / S_enc))), FLT_MAX)
+    per_token   S_enc of max(A, 1e-12);  s = e4m3(fl(bamax * fl(S_enc * c6)));    m = 0 if s = 0, else fl(S_enc / s)
+    torchao     p = fl(A / NUM), but 1 where A or p is 0 or A is Inf
+                s = e4m3(clamp(fl(fl(bamax / 6) / p), 2^-6, 448));    m = fl(min(fl(1 / p), FLT_MAX) / s)
+
+What depends on A alone (`Outer`) is computed once per row or tensor, the rest once per block.
+"""
+
+from dataclasses import dataclass
+
+from cutlass import Float32, Uint32
+
+from cutefp4.format import E2M1_MAX, E4M3_MAX, FLT_MAX, numerator
+from cutefp4.kernels.common import ptx
+from cutefp4.kernels.common.e4m3_encode import encode_scale, scale_value
+
+PER_TOKEN_FLOOR = 1e-12
+TORCHAO_SCALE_FLOOR = 2.0**-6
+_SIXTH = 0x3E2AAAAB  # fl(1/6)
+
+
+@dataclass(frozen=True)
+class Outer:
+    """What a block needs to know of its outer amax.
+
+    Attributes:
+        amax: A.
+        s_enc: the encode scale; torchao: p.
+        block_factor: fl(S_enc * c6).
+        s_dec: fl(1 / S_enc); torchao: min(fl(1 / p), FLT_MAX).
+    """
+
+    amax: Float32
+    s_enc: Float32
+    block_factor: Float32
+    s_dec: Float32
+
+
+def encode_scale_of(amax: Float32, e4m3_max: int) -> Float32:
+    """S_enc."""
+    s = ptx.fmin(ptx.div(Float32(numerator(e4m3_max)), amax), Float32(FLT_MAX))
+    return ptx.select((amax == Float32(0.0)) | (s == Float32(0.0)), Float32(1.0), s)
+
+
+def outer_of(amax: Float32, arithmetic: str, e4m3_max: int) -> Outer:
+    """Everything that depends on the outer amax alone."""
+    if arithmetic == "torchao":
+        p = ptx.div(amax, Float32(numerator(e4m3_max)))
+        p = ptx.select((p == Float32(0.0)) | (amax > Float32(FLT_MAX)), Float32(1.0), p)
+        return Outer(amax, p, p, ptx.fmin(ptx.reciprocal(p), Float32(FLT_MAX)))
+    floored = ptx.fmax(amax, Float32(PER_TOKEN_FLOOR)) if arithmetic == "per_token" else amax
+    s_enc = encode_scale_of(floored, e4m3_max)
+    return Outer(amax, s_enc, ptx.mul(s_enc, ptx.from_bits(Uint32(_SIXTH))), ptx.reciprocal(s_enc))
+
+
+def block_scale(bamax: Float32, outer: Outer, arithmetic: str) -> tuple[Uint32, Float32]:
+    """(E4M3 byte, multiplier) of a block."""
+    if arithmetic == "torchao":
+        wanted = ptx.div(ptx.div(bamax, Float32(E2M1_MAX)), outer.s_enc)
+        byte = encode_scale(ptx.fmin(ptx.fmax(wanted, Float32(TORCHAO_SCALE_FLOOR)), Float32(E4M3_MAX)))
+        return byte, ptx.div(outer.s_dec, scale_value(byte))
+    byte = encode_scale(ptx.mul(bamax, outer.block_factor))
+    scale = scale_value(byte)
+    if arithmetic == "te":
+        return byte, ptx.fmin(ptx.reciprocal(ptx.mul(scale, outer.s_dec)), Float32(FLT_MAX))
+    return byte, ptx.select(scale == Float32(0.0), Float32(0.0), ptx.div(outer.s_enc, scale))

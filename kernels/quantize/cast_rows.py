@@ -1,0 +1,204 @@
+"""Rowwise cast: (M, N) to codes (M, N/2) and one E4M3 scale per 16 elements, with one read of the input.
+
+    code = e2m1(fl(x * m)),  (scale, m) from the block's amax and the outer amax of the tensor or of the row
+
+Thread mapping: `threads_per_row` (T) threads share a row and hold V = `blocks_per_thread` blocks of 16 elements each in
+registers, block t + T*j for thread t; neighbouring threads read neighbouring 32 bytes (16-bit input), write 8 bytes of
+codes and one scale byte. CTAs walk over the rows with the stride of the grid.
+
+Token scaling finds the row's amax in the registers that are encoded afterwards: lanes combine by REDUX or shuffles, warps
+through shared memory (two sets of slots in turn, so that one barrier per row suffices). Rows that do not fit are walked in
+chunks, twice if their amax is to be found.
+
+Tiled scales: rows are padded to 128 and columns to 4, and the padding is written as zeros by the threads that would own
+these blocks.
+
+Arguments: x (M, N) with any row stride; codes (M, N/2) uint8; scales uint8, flat, in the layout of the plan; amax float32,
+(1,) or (M,), read or written; random int64 (2,): seed and offset of this copy (unused if rounding is nearest); ctas.
+"""
+
+from dataclasses import dataclass
+
+import cuda.bindings.driver as cuda
+import cutlass
+import cutlass.cute as cute
+from cutlass import Float32, Int32, Int64, Uint32
+from cutlass.cute.runtime import make_fake_stream, make_fake_tensor
+
+from cutefp4.kernels.common import ptx
+from cutefp4.kernels.common.philox import key_schedule, philox
+from cutefp4.kernels.common.scale_layout import column_offset, row_offset
+from cutefp4.kernels.quantize.block_encode import encode_block, make_outer
+from cutefp4.kernels.quantize.input_block import BYTES, block_amax, load_block, unpack
+from cutefp4.quant_plan import CastRowsPlan
+
+DTYPES = {"bfloat16": cutlass.BFloat16, "float16": cutlass.Float16, "float32": cutlass.Float32}
+
+
+def row_reduce_max(value: Float32, plan: CastRowsPlan, slots, parity: Int32) -> Float32:
+    """The largest value (>= 0) of the threads of a row, in all of them. Every thread of the CTA must call it."""
+    top, threads = ptx.bits(value), plan.threads_per_row
+    if threads < 32:
+        distance = 1
+        while distance < threads:
+            top = ptx.umax(top, ptx.shuffle_xor(top, distance))
+            distance *= 2
+        return ptx.from_bits(top)
+    top = ptx.warp_umax(top)
+    warps = threads // 32
+    if warps == 1:
+        return ptx.from_bits(top)
+    base = Uint32(slots.toint()) + Uint32(parity) * Uint32(4 * 32)
+    ptx.store_shared(base + Uint32(cute.arch.warp_idx()) * Uint32(4), (top,))
+    cute.arch.sync_threads()
+    lane = Uint32(cute.arch.lane_idx())
+    mine = ptx.load_shared(base + ptx.umin(lane, Uint32(warps - 1)) * Uint32(4), 1)[0]
+    return ptx.from_bits(ptx.warp_umax(mine))
+
+
+@dataclass(frozen=True)
+class RowsIo:
+    """Addresses and sizes of one launch, and the block of a row that this thread begins with."""
+
+    x: Int64
+    x_stride: Int64
+    codes: Int64
+    scales: Int64
+    amax: Int64
+    m: Int32
+    blocks: Int32
+    padded_rows: Int32
+    padded_blocks: Int32
+    lane: Int32
+    counter: tuple[Uint32, Uint32]
+    keys: list
+
+
+def load_chunk(plan: CastRowsPlan, io: RowsIo, row: Int32, first: Int32) -> list:
+    """The blocks of this thread in the chunk of a row that begins at block `first`."""
+    base = io.x + Int64(row) * io.x_stride
+    loaded = []
+    for j in range(plan.blocks_per_thread):
+        b = first + io.lane + Int32(j * plan.threads_per_row)
+        where = base + Int64(b) * Int64(16 * BYTES[plan.dtype])
+        loaded.append(load_block(where, (row < io.m) & (b < io.blocks), plan.dtype, plan.vector_bytes))
+    return loaded
+
+
+def chunk_amax(plan: CastRowsPlan, loaded: list) -> Float32:
+    """max |x| of this thread's blocks."""
+    top = block_amax(loaded[0], plan.dtype)
+    for words in loaded[1:]:
+        top = ptx.fmax(top, block_amax(words, plan.dtype))
+    return top
+
+
+def encode_chunk(plan: CastRowsPlan, io: RowsIo, loaded: list, row: Int32, first: Int32, outer) -> None:
+    """Encode and store this thread's blocks; zero scale bytes in the padding of the tiled layout."""
+    tiled = plan.scale_layout == "tiled"
+    codes_row = io.codes + Int64(row) * (Int64(io.blocks) * Int64(8))
+    scales_row = io.scales + row_offset(row, io.blocks, plan.scale_layout)
+    for j, words in enumerate(loaded):
+        b = first + io.lane + Int32(j * plan.threads_per_row)
+        valid = (row < io.m) & (b < io.blocks)
+        random = None
+        if plan.math.rounding == "stochastic":
+            random = philox((*io.counter, Uint32(b), Uint32(row)), io.keys)
+        bamax = block_amax(words, plan.dtype)
+        done = encode_block(unpack(words, plan.dtype), bamax, outer, plan.math, plan.arch, random)
+        ptx.store_words(codes_row + Int64(b) * Int64(8), (done.low, done.high), valid)
+        where = scales_row + Int64(column_offset(b, plan.scale_layout))
+        if tiled:
+            byte = ptx.select(valid, done.scale, Uint32(0))
+            ptx.store_byte(where, byte, (row < io.padded_rows) & (b < io.padded_blocks))
+        else:
+            ptx.store_byte(where, done.scale, valid)
+
+
+def build(plan: CastRowsPlan):
+    """The kernel of a plan, and fake arguments for compiling it."""
+    threads, rows_per_cta, math = plan.threads, plan.rows_per_cta, plan.math
+    find_amax = plan.scaling == "token" and not plan.amax_given
+    tiled = plan.scale_layout == "tiled"
+
+    @cute.kernel
+    def cast_rows_kernel(
+        x: cute.Tensor, codes: cute.Tensor, scales: cute.Tensor, amax: cute.Tensor, random: cute.Tensor
+    ):
+        m, n = x.shape
+        blocks = n // 16
+        tid = cute.arch.thread_idx()[0]
+        seed, offset = Int64(random[0]), Int64(random[1])
+        io = RowsIo(
+            x=ptx.address(x),
+            x_stride=Int64(x.stride[0]) * Int64(BYTES[plan.dtype]),
+            codes=ptx.address(codes),
+            scales=ptx.address(scales),
+            amax=ptx.address(amax),
+            m=m,
+            blocks=blocks,
+            padded_rows=(m + 127) // 128 * 128 if tiled else m,
+            padded_blocks=(blocks + 3) // 4 * 4 if tiled else blocks,
+            lane=tid % plan.threads_per_row,
+            counter=(Uint32(offset), Uint32(offset >> Int64(32))),
+            keys=key_schedule(Uint32(seed), Uint32(seed >> Int64(32))),
+        )
+        slots = cute.arch.alloc_smem(cutlass.Uint32, 64, alignment=16)
+        tensor_outer = make_outer(Float32(amax[0]), math) if plan.scaling == "tensor" else None
+
+        first_row = cute.arch.block_idx()[0] * rows_per_cta
+        step = cute.arch.grid_dim()[0] * rows_per_cta
+        parity = Int32(0)
+        for row0 in cutlass.range(first_row, io.padded_rows, step):
+            row = row0 + tid // plan.threads_per_row
+            outer = tensor_outer
+            loaded = None
+            if cutlass.const_expr(not plan.looped):
+                loaded = load_chunk(plan, io, row, Int32(0))
+            if cutlass.const_expr(find_amax):
+                top = Float32(0.0)
+                if cutlass.const_expr(not plan.looped):
+                    top = chunk_amax(plan, loaded)
+                else:
+                    for first in cutlass.range(0, io.blocks, plan.chunk):
+                        top = ptx.fmax(top, chunk_amax(plan, load_chunk(plan, io, row, first)))
+                top = row_reduce_max(top, plan, slots, parity)
+                parity = parity ^ 1
+                ptx.store_words(io.amax + Int64(row) * Int64(4), (ptx.bits(top),), (row < io.m) & (io.lane == 0))
+                outer = make_outer(top, math)
+            elif cutlass.const_expr(plan.scaling == "token"):
+                given = ptx.load_words(io.amax + Int64(row) * Int64(4), 1, row < io.m)[0]
+                outer = make_outer(ptx.from_bits(given), math)
+            if cutlass.const_expr(not plan.looped):
+                encode_chunk(plan, io, loaded, row, Int32(0), outer)
+            else:
+                for first in cutlass.range(0, io.padded_blocks, plan.chunk):
+                    encode_chunk(plan, io, load_chunk(plan, io, row, first), row, first, outer)
+
+    @cute.jit
+    def cast_rows(
+        x: cute.Tensor,
+        codes: cute.Tensor,
+        scales: cute.Tensor,
+        amax: cute.Tensor,
+        random: cute.Tensor,
+        ctas: Int32,
+        stream: cuda.CUstream,
+    ):
+        rows = (x.shape[0] + 127) // 128 * 128 if tiled else x.shape[0]
+        grid = cutlass.min(ctas, cute.ceil_div(rows, rows_per_cta))
+        cast_rows_kernel(x, codes, scales, amax, random).launch(
+            grid=[grid, 1, 1], block=[threads, 1, 1], stream=stream
+        )
+
+    m, n = cute.sym_int(), cute.sym_int(divisibility=16)
+    size = BYTES[plan.dtype]
+    return cast_rows, (
+        make_fake_tensor(DTYPES[plan.dtype], (m, n), (cute.sym_int64(), 1), assumed_align=size),
+        make_fake_tensor(cutlass.Uint8, (m, cute.sym_int(divisibility=8)), (cute.sym_int64(), 1), assumed_align=16),
+        make_fake_tensor(cutlass.Uint8, (cute.sym_int(),), (1,), assumed_align=16),
+        make_fake_tensor(cutlass.Float32, (cute.sym_int(),), (1,), assumed_align=4),
+        make_fake_tensor(cutlass.Int64, (2,), (1,), assumed_align=8),
+        Int32(1),
+        make_fake_stream(use_tvm_ffi_env_stream=True),
+    )

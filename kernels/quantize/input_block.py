@@ -1,0 +1,80 @@
+"""A block of 16 input elements in registers: load, amax, unpack.
+
+A block is a list of words: 8 for bfloat16 and float16 (two elements each, the first in the low half), 16 for float32. It
+stays packed until it is encoded, which halves the registers of what is in flight.
+"""
+
+from cutlass import Boolean, Float32, Int64, Uint32
+
+from cutefp4.kernels.common import ptx
+
+BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+_SHORT = {"bfloat16": "bf16", "float16": "f16"}
+_NEGATIVE_ZEROS = 0x80008000
+_SCALE_OF_HALF = {"bfloat16": 16}
+
+
+def words_per_block(dtype: str) -> int:
+    return 16 * BYTES[dtype] // 4
+
+
+def load_block(where: Int64, valid: Boolean, dtype: str, vector_bytes: int) -> list[Uint32]:
+    """16 consecutive elements from global memory, zeros if not valid.
+
+    Args:
+        where: address of the first element, a multiple of `vector_bytes`.
+        vector_bytes: bytes per load instruction: 16, 8, 4 or 2.
+    """
+    words = []
+    total = 16 * BYTES[dtype]
+    if vector_bytes >= 4:
+        for i in range(0, total, vector_bytes):
+            words += ptx.load_words(where + Int64(i), vector_bytes // 4, valid)
+        return words
+    for i in range(0, total, 4):
+        low, high = (ptx.load_half(where + Int64(i + j), valid) for j in (0, 2))
+        words.append(low | (high << Uint32(16)))
+    return words
+
+
+def to_float(word: Uint32, half: int, dtype: str) -> Float32:
+    """Element 0 or 1 of a packed word."""
+    if dtype == "bfloat16":
+        return ptx.from_bits(word & Uint32(0xFFFF0000) if half else word << Uint32(16))
+    text = "{ .reg .b16 lo, hi; mov.b32 {lo, hi}, $1; cvt.f32.f16 $0, " + ("hi" if half else "lo") + "; }"
+    return ptx.asm(text, Float32, word)
+
+
+def unpack(words: list[Uint32], dtype: str) -> list[Float32]:
+    """16 fp32 values. Adding -0 changes no value, but makes every NaN positive, as `e2m1_encode` needs it."""
+    if dtype == "float32":
+        return [ptx.add(ptx.from_bits(w), Float32(-0.0)) for w in words]
+    values = []
+    for word in words:
+        positive = ptx.asm(f"add.rn.{_SHORT[dtype]}x2 $0, $1, $2;", Uint32, word, Uint32(_NEGATIVE_ZEROS))
+        values += [to_float(positive, half, dtype) for half in (0, 1)]
+    return values
+
+
+def packed_amax(words: list[Uint32], dtype: str) -> Uint32:
+    """Lane-wise amax of 16-bit words: a tree of maxima of magnitudes."""
+    while len(words) > 1:
+        pairs = [ptx.max_abs_16x2(a, b, _SHORT[dtype]) for a, b in zip(words[::2], words[1::2], strict=False)]
+        words = pairs + (words[len(words) - 1 :] if len(words) % 2 else [])
+    return words[0]
+
+
+def block_amax(words: list[Uint32], dtype: str) -> Float32:
+    """max |x| of a block, NaN ignored, +0 if there is nothing else."""
+    if dtype == "float32":
+        return values_amax([ptx.from_bits(w) for w in words])
+    top = packed_amax(words, dtype)
+    return values_amax([to_float(top, 0, dtype), to_float(top, 1, dtype)])
+
+
+def values_amax(values: list[Float32]) -> Float32:
+    """max |v| of fp32 values, NaN ignored."""
+    top = Float32(0.0)
+    for value in values:
+        top = ptx.fmax(top, ptx.fabs(value))
+    return top
