@@ -149,15 +149,17 @@ def edge_row(largest: float = numerator(E4M3_MAX)) -> torch.Tensor:
     return row.view(1, 64).to(torch.bfloat16)
 
 
-def specials(rows: int = 32, cols: int = 64, seed: int = 5, dtype=torch.bfloat16) -> torch.Tensor:
-    """Normal data with rows of NaN, of +-Inf, of -0, of subnormals, of the dtype's extremes and of zeros."""
+def specials(rows: int = 32, cols: int = 64, seed: int = 5, dtype=torch.bfloat16, inf: bool = True) -> torch.Tensor:
+    """Normal data with rows of NaN, of +-Inf (which make a tensor's amax Inf), of -0, of subnormals, of extremes, of
+    zeros. At least 9 rows and 16 columns."""
     x = matrix(rows, cols, seed=seed, dtype=dtype)
     info = torch.finfo(dtype)
     x[1, 5] = torch.nan
-    x[2, 7], x[2, 40] = torch.inf, -torch.inf
+    if inf:
+        x[2, 7], x[2, cols - 3] = torch.inf, -torch.inf
     x[3, ::2] = -0.0
-    x[4, :] = info.smallest_normal / 8
-    x[5, 0], x[5, 17] = info.max, info.min
+    x[4, :] = info.tiny / 8
+    x[5, 0], x[5, cols - 1] = info.max, info.min
     x[6, :] = 0
     x[7, :] = torch.nan
     x[8, :] = info.tiny * torch.arange(cols, dtype=torch.float32).to(dtype)
