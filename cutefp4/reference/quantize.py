@@ -64,12 +64,13 @@ class Copy:
 
 def four_wins(copy: Copy, recipe: QuantRecipe) -> torch.Tensor:
     """4over6 decisions of a whole copy: bool (rows, k/16)."""
-    parts = []
-    for rows in copy.steps():
-        outer = copy.outer(rows)
-        pairs = candidates(block_amax(copy.values[rows], recipe.block), outer, recipe.e4m3_max)
-        parts.append(choose_four(copy.blocks(rows), pairs, outer, recipe))
-    return torch.cat(parts)
+    rows, k = copy.values.shape
+    fours = torch.empty(rows, k // BLOCK, dtype=torch.bool, device=copy.values.device)
+    for step in copy.steps():
+        outer = copy.outer(step)
+        pairs = candidates(block_amax(copy.values[step], recipe.block), outer, recipe.e4m3_max)
+        fours[step] = choose_four(copy.blocks(step), pairs, outer, recipe)
+    return fours
 
 
 def _scales_of_step(copy: Copy, rows: slice, recipe: QuantRecipe) -> tuple[torch.Tensor, torch.Tensor]:

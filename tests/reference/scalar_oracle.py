@@ -1,4 +1,4 @@
-"""A second oracle, one element at a time, written from the formulas alone: Python integers, numpy fp32 scalars, math.fsum.
+"""A second oracle, one element at a time, from the formulas alone: Python integers, numpy fp32 scalars, math.fsum.
 
 It shares no code with `cutefp4.reference` and no vectorisation; the two must agree bit for bit on every recipe.
 """
