@@ -197,8 +197,13 @@ def _read(disk: DiskCache, plan: Plan) -> CompiledObject | None:
     if entry is None:
         return None
     _stats.disk_hits += 1
-    names = tuple(entry.info["kernels"])
-    compiled = CompiledObject(entry.files[OBJECT], entry.files[PTX].decode(), entry.files[CUBIN], names)
+    compiled = CompiledObject(
+        entry.files[OBJECT],
+        entry.files[PTX].decode(),
+        entry.files[CUBIN],
+        tuple(entry.info["kernels"]),
+        tuple(entry.info["dynamic_shared_bytes"]),
+    )
     _remember_ptx(compiled, disk.path(plan.key) / PTX)
     return compiled
 
@@ -218,6 +223,7 @@ def _info(plan: Plan, compiled: CompiledObject) -> dict:
         "arch": plan.arch,
         "symbol": plan.symbol,
         "kernels": list(compiled.kernels),
+        "dynamic_shared_bytes": list(compiled.dynamic_shared_bytes),
         "resources": [asdict(kernel) for kernel in cubin.kernels(compiled.cubin)],
         "cubin_sha256": hashlib.sha256(compiled.cubin).hexdigest(),
         "versions": list(dsl.versions()),

@@ -42,12 +42,14 @@ class CompiledObject:
         ptx: text of the module's PTX.
         cubin: the ELF image that the fat binary in `object` contains.
         kernels: names of the kernels in it.
+        dynamic_shared_bytes: per launch in the host code, in order; None where it is computed at run time.
     """
 
     object: bytes
     ptx: str
     cubin: bytes
     kernels: tuple[str, ...]
+    dynamic_shared_bytes: tuple[int | None, ...] = ()
 
 
 def versions() -> tuple[str, ...]:
@@ -97,6 +99,24 @@ def _plain(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
+# cudaLaunchConfig_t as the host code builds it: grid, block, dynamic shared memory, stream, attributes, their number.
+_LAUNCH_CONFIG = r"!llvm\.struct<\(array<3 x i32>, array<3 x i32>, i64, ptr, ptr, i32\)>"
+_SHARED_STORE = re.compile(
+    rf"(%\w+) = llvm\.getelementptr %\w+\[0, 2\] : \(!llvm\.ptr\) -> !llvm\.ptr, {_LAUNCH_CONFIG}\s+"
+    r"llvm\.store (%\w+), \1 : i64"
+)
+
+
+def _dynamic_shared_bytes(host_code: str) -> tuple[int | None, ...]:
+    """What each launch stores into its configuration. SSA names are per function; the launches are in one function."""
+    found = []
+    for function in re.split(r"^  llvm\.func ", host_code, flags=re.M):
+        for store in _SHARED_STORE.finditer(function):
+            constant = re.search(rf"{store.group(2)} = llvm\.mlir\.constant\((\d+) : i64\)", function)
+            found.append(int(constant.group(1)) if constant else None)
+    return tuple(found)
+
+
 def compile_plan(plan: Plan) -> CompiledObject:
     """Trace and compile a plan for `plan.arch`; needs no GPU, touches none.
 
@@ -113,7 +133,11 @@ def compile_plan(plan: Plan) -> CompiledObject:
             path = Path(scratch) / "kernel.o"
             compiled.export_to_c(object_file_path=str(path), function_name=plan.symbol)
             return CompiledObject(
-                path.read_bytes(), compiled.artifacts.PTX, compiled.artifacts.CUBIN, tuple(compiled.kernel_info)
+                path.read_bytes(),
+                compiled.artifacts.PTX,
+                compiled.artifacts.CUBIN,
+                tuple(compiled.kernel_info),
+                _dynamic_shared_bytes(str(compiled.ir_module)),
             )
         except CompileError:
             raise

@@ -14,11 +14,9 @@ import sys
 from functools import cache
 from pathlib import Path
 
-import psutil
-
 from cutefp4 import dsl
 from cutefp4.errors import CompileError
-from cutefp4.plan import Plan
+from cutefp4.plan import IMPORTED_AT, Plan
 
 _KERNELS = "cutefp4.kernels"
 _IMPORT = re.compile(r"^[ \t]*(?:from[ \t]+([\w.]+)[ \t]+import[ \t]+(\([^)]*\)|[^\n]*)|import[ \t]+([\w.]+))", re.M)
@@ -125,13 +123,12 @@ def of(plan: Plan) -> str:
 
 
 def changed_source(plan: Plan) -> Path | None:
-    """A source file that was written after this process started, or None.
+    """A source file that was written after this process began to import plans and builders, or None.
 
     The modules in memory may then be older than the text that the fingerprint covers, and a kernel built from them must
     neither be stored under it nor mixed with one that is.
     """
-    start = psutil.Process().create_time()
     for path in _sources(plan.builder.partition(":")[0]).values():
-        if not path.exists() or path.stat().st_mtime > start:
+        if not path.exists() or path.stat().st_mtime > IMPORTED_AT:
             return path
     return None

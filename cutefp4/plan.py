@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import time
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, ClassVar
 
@@ -29,6 +30,9 @@ from cutefp4.errors import CompileError
 
 ARCHS = ("sm_90a", "sm_100a", "sm_103a")
 """Architectures that a plan can be compiled for; no GPU of that kind is needed to compile."""
+
+IMPORTED_AT = time.time()
+"""When this process came to know plans; modules that define or build them are read after it. See `fingerprint`."""
 
 _SCALARS = (bool, int, float, str)
 

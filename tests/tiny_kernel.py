@@ -1,10 +1,13 @@
 """A real but tiny DSL kernel, y[i] = x[i] * s, for tests of the compile cache; and plans whose builders misbehave."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from typing import ClassVar
+
+import cuda.bindings.driver as cuda
+import cutlass.cute as cute
+from cutlass import Float32
+from cutlass.cute.runtime import make_fake_compact_tensor, make_fake_stream
 
 from cutefp4.plan import Plan
 
@@ -41,11 +44,6 @@ class BrokenPlan(TinyPlan):
 
 
 def build(plan: TinyPlan):
-    import cuda.bindings.driver as cuda
-    import cutlass.cute as cute
-    from cutlass import Float32
-    from cutlass.cute.runtime import make_fake_compact_tensor, make_fake_stream
-
     threads = plan.threads
 
     @cute.kernel
