@@ -123,9 +123,13 @@ class Sm90RegisterBudget:
 
 
 def sm90_registers(config: Sm90Config) -> Sm90RegisterBudget:
-    """The split of the register file between the roles; sums to at most what the launch allocated."""
-    if config.consumer_groups == 1:
-        return Sm90RegisterBudget(load=40, decode=104, consumer=240)
-    if config.consumer_groups == 2:
-        return Sm90RegisterBudget(load=24, decode=72, consumer=208)
-    return Sm90RegisterBudget(load=24, decode=72, consumer=128)
+    """The split of the register file between the roles.
+
+    A launch gives every thread the same number r of registers (a multiple of 8); setmaxnreg then moves them between warpgroups, and
+    the sum may not grow. Loading needs the least, decoding 72, and the consumers get the rest (at most 240).
+    """
+    groups = 2 + config.consumer_groups
+    per_group = SM90_REGISTERS // config.threads // 8 * 8
+    load, decode = 24, 72
+    consumer = (per_group * groups - load - decode) // config.consumer_groups // 8 * 8
+    return Sm90RegisterBudget(load, decode, min(consumer, 240))

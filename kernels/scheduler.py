@@ -18,13 +18,14 @@ class WorkTile(DeviceStruct):
     """One unit of work: tile coordinates and a range of K in stages.
 
     m, n: tile indices along the register and the shared operand. l: batch index. split: which part of K.
-    k_begin, k_count: first stage of K and their number (may be 0).
+    tile: linear index of the output tile. k_begin, k_count: first stage of K and their number (may be 0).
     """
 
     m: Int32
     n: Int32
     l: Int32
     split: Int32
+    tile: Int32
     k_begin: Int32
     k_count: Int32
 
@@ -56,5 +57,5 @@ class StaticScheduler(DeviceStruct):
         rows = cutlass.min(self.tiles_m - first_m, self.group)
         k_begin = (self.k_stages * split) // self.splits
         k_end = (self.k_stages * (split + 1)) // self.splits
-        return WorkTile(first_m + in_group % rows, in_group // rows, l, split, k_begin, k_end - k_begin)
+        return WorkTile(first_m + in_group % rows, in_group // rows, l, split, tile, k_begin, k_end - k_begin)
 

@@ -11,14 +11,18 @@ from cutlass import cutlass_dsl as dsl
 
 
 def _values(attribute) -> list:
+    if isinstance(attribute, dict):
+        attribute = list(attribute.values())
     if isinstance(attribute, (list, tuple)):
         return [value for item in attribute for value in _values(item)]
-    if hasattr(attribute, "__extract_mlir_values__"):
+    if hasattr(attribute, "__extract_mlir_values__") and not isinstance(attribute, type):
         return list(dsl.extract_mlir_values(attribute))
     return []
 
 
 def _rebuild(attribute, values: list):
+    if isinstance(attribute, dict):
+        return {name: _rebuild(item, values) for name, item in attribute.items()}
     if isinstance(attribute, (list, tuple)):
         return type(attribute)(_rebuild(item, values) for item in attribute)
     count = len(_values(attribute))
@@ -30,7 +34,10 @@ def _rebuild(attribute, values: list):
 
 
 class DeviceStruct:
-    """Base of kernel objects; attributes may be device values, tensors, other DeviceStructs, lists of these, or constants."""
+    """Base of kernel objects.
+
+    Attributes may be device values, tensors, other DeviceStructs, lists and dictionaries of these, or constants.
+    """
 
     def __extract_mlir_values__(self) -> list:
         return [value for attribute in vars(self).values() for value in _values(attribute)]

@@ -30,6 +30,11 @@ def scale_offset(config: Sm90Config, row: Int32, block: Int32) -> Int32:
     return tile * SCALE_TILE_BYTES + (row % 32) * 16 + ((row % 128) // 32) * 4 + block % 4
 
 
+def first_scale_row(tile: Int32, rows: int):
+    """Row in its 128-row scale tile where a tile of `rows` rows begins."""
+    return (tile * rows) % 128 if rows < 128 else 0
+
+
 class RegisterOperandReader(DeviceStruct):
     """One consumer thread's view of the packed register operand.
 
@@ -41,14 +46,18 @@ class RegisterOperandReader(DeviceStruct):
         self.row = group_row + (thread // 32) * 16 + (thread % 32) // 4
         self.t = thread % 4
 
-    def load(self, codes_base: Int32, scales_base: Int32, m: int, q: int):
-        """Packed words and scale bytes of 64-row tile m, sub-tile q: ([words of row g], [of g + 8]), (byte, byte)."""
+    def load(self, bases, m: int, q: int):
+        """Packed words and scale bytes of 64-row tile m, sub-tile q: ([words of row g], [of g + 8]), (byte, byte).
+
+        bases: byte offsets of the stage in codes and scales, first scale row of the tile.
+        """
+        codes_base, scales_base, scale_row0 = bases
         block = quad_block(self.config.k_blocks, q, self.t)
         words, scales = [], []
         for half in range(2):
             row = self.row + 64 * m + 8 * half
             words.append(load_words(self.storage.packed_m, codes_base + packed_offset(self.config, row, block), 2))
-            offset = scale_offset(self.config, row, block)
+            offset = scale_offset(self.config, scale_row0 + row, block)
             scales.append(load_byte(self.storage.scales_m, scales_base + offset))
         return words, scales
 
@@ -63,44 +72,56 @@ def decode_fragment(words, scales, fragment: cute.Tensor) -> None:
                 fragment[4 * s + 2 * high + half] = mul_bf16x2(raw, multipliers[half])
 
 
+CHUNKS = 2 * PAIRS_PER_WORD
+"""16-byte chunks of a decoded 64-element row."""
+
+
 class SharedOperandDecoder(DeviceStruct):
     """The decode warpgroup: packed rows of the shared operand to swizzled bf16 rows that wgmma reads.
 
-    A work item is half a 64-element sub-tile of one row: four words (word `half` of four blocks) to four 16-byte chunks. The
-    `2 * k_blocks * tile_n` items of a stage are spread over 128 threads, a row's halves on one thread if there are enough.
+    A stage has k_blocks * tile_n rows of 64 elements (8 chunks of 16 bytes each). With 128 of them or more, a thread decodes whole
+    rows; with fewer, the chunks of a row are split over 128 / rows warps, which take different branches.
     """
 
     def __init__(self, config: Sm90Config, storage, thread: Int32):
         self.config, self.storage, self.thread = config, storage, thread
 
-    def decode_stage(self, codes_base: Int32, scales_base: Int32, out_base: Int32) -> None:
-        """Decode one load stage into one MMA stage (byte offsets of both in their buffers)."""
+    @cute.jit
+    def decode_stage(self, bases):
+        """Decode one load stage into one MMA stage.
+
+        bases: byte offsets of the stage in the codes, in the scales and in the decoded buffer; first scale row of the tile.
+        """
         rows = self.config.tile_n * self.config.k_blocks
-        if rows >= 128:
-            for i in range(rows // 128):
-                item = self.thread + 128 * i
-                q, row = self._split(item)
-                self._decode_row(codes_base, scales_base, out_base, q, row, (0, 1))
+        if cutlass.const_expr(rows >= 128):
+            for i in cutlass.range_constexpr(rows // 128):
+                self._decode_row(bases, self.thread + 128 * i, range(CHUNKS))
+        else:
+            pieces = 128 // rows
+            per_piece = CHUNKS // pieces
+            for piece in cutlass.range_constexpr(pieces):
+                if self.thread // rows == piece:
+                    chunks = range(piece * per_piece, (piece + 1) * per_piece)
+                    self._decode_row(bases, self.thread % rows, chunks)
 
-    def _split(self, item: Int32):
-        return item // self.config.tile_n, item % self.config.tile_n
-
-    def _decode_row(self, codes_base, scales_base, out_base, q, row, halves) -> None:
+    def _decode_row(self, bases, item: Int32, chunks: range) -> None:
+        """Decode some chunks of row `item % tile_n`, sub-tile `item // tile_n`."""
+        codes_base, scales_base, out_base, scale_row0 = bases
         config, storage = self.config, self.storage
+        q, row = item // config.tile_n, item % config.tile_n
         blocks = [quad_block(config.k_blocks, q, t) for t in range(4)]
         words = []
         for first in (blocks[0], blocks[2]):  # blocks 0, 1 and 2, 3 of the quad are neighbours: 16 bytes
             words += load_words(storage.packed_n, codes_base + packed_offset(config, row, first), 4)
         multipliers = []
         for block in blocks:
-            offset = scale_offset(config, row, block)
+            offset = scale_offset(config, scale_row0 + row, block)
             multipliers.append(decode_scale(load_byte(storage.scales_n, scales_base + offset)))
         row_base = out_base + q * (config.tile_n * 128) + row * 128
-        for half in halves:
-            for j in range(PAIRS_PER_WORD):
-                chunk = Int32(PAIRS_PER_WORD * half + j) ^ (row % 8)
-                pairs = [mul_bf16x2(decode_pair(words[2 * t + half], j), multipliers[t]) for t in range(4)]
-                store_words(storage.decoded_n, row_base + chunk * 16, pairs)
+        for chunk in chunks:
+            half, j = chunk // PAIRS_PER_WORD, chunk % PAIRS_PER_WORD
+            pairs = [mul_bf16x2(decode_pair(words[2 * t + half], j), multipliers[t]) for t in range(4)]
+            store_words(storage.decoded_n, row_base + (Int32(chunk) ^ (row % 8)) * 16, pairs)
 
 
 @cute.jit
@@ -113,11 +134,13 @@ def decode_role(
     step, _, _ = cute.arch.grid_dim()
     for index in cutlass.range(first, scheduler.total(), step, unroll=1):
         work = scheduler.work(index)
+        scale_row0 = first_scale_row(work.n, decoder.config.tile_n)
         for _ in cutlass.range(work.k_count, unroll=1):
             load_ring.wait_full(load_state)
             mma_ring.wait_empty(mma_state)
+            stage = load_state.index
             decoder.decode_stage(
-                load_state.index * size.packed_n, load_state.index * size.scales_n, mma_state.index * size.decoded_n
+                (stage * size.packed_n, stage * size.scales_n, mma_state.index * size.decoded_n, scale_row0)
             )
             # The tensor core reads through the async proxy: each writer makes its stores visible to it, then arrives.
             cute.arch.fence_view_async_shared()

@@ -13,7 +13,7 @@ from cutlass.cute.nvgpu import warpgroup
 from cutefp4.config import K_BLOCK, Sm90Config
 
 from ..common.device_struct import DeviceStruct
-from .decode import RegisterOperandReader, decode_fragment
+from .decode import RegisterOperandReader, decode_fragment, first_scale_row
 
 
 class WarpgroupMma(DeviceStruct):
@@ -61,11 +61,13 @@ def mainloop(
     mma.clear()
     mma.tiled_mma.set(warpgroup.Field.ACCUMULATE, True)
     previous = mma_state.index
+    scale_row0 = first_scale_row(work.m, config.tile_m)
     for k in cutlass.range(work.k_count, unroll=1):
         load_ring.wait_full(load_state)
         for group in cutlass.range_constexpr(groups):
             q, m = group // config.m_atoms, group % config.m_atoms
-            packed = reader.load(load_state.index * size.packed_m, load_state.index * size.scales_m, m, q)
+            bases = (load_state.index * size.packed_m, load_state.index * size.scales_m, scale_row0)
+            packed = reader.load(bases, m, q)
             if cutlass.const_expr(group == groups - 1):
                 cute.arch.sync_warp()
                 if lane == 0:

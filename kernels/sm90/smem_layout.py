@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Int32, Int64, Uint8, Uint32
+from cutlass import Float32, Int32, Int64, Uint8, Uint32
 from cutlass.memory import SmemAllocator
 
 from cutefp4.config import SCALE_TILE_BYTES, Sm90Config, scale_rows
@@ -49,6 +49,8 @@ class Storage(DeviceStruct):
     scales_n: cute.Pointer
     decoded_n: cute.Pointer
     store: cute.Pointer
+    flags: cute.Pointer
+    vectors: cute.Pointer
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,13 @@ def stage_bytes(config: Sm90Config) -> StageBytes:
     )
 
 
-def allocate(config: Sm90Config, store_bytes: int) -> Storage:
-    """Lay out the buffers; everything that a swizzle touches is aligned to 1024 bytes."""
+def allocate(config: Sm90Config, store_bytes: int, vector_floats: int) -> Storage:
+    """Lay out the buffers; everything that a swizzle touches is aligned to 1024 bytes.
+
+    Args:
+        store_bytes: staging of D for TMA stores.
+        vector_floats: the epilogue's vectors along n, of all consumer warpgroups.
+    """
     smem = SmemAllocator()
     size = stage_bytes(config)
     loads, mmas = config.load_stages, config.mma_stages
@@ -95,6 +102,8 @@ def allocate(config: Sm90Config, store_bytes: int) -> Storage:
         scales_n=smem.allocate_array(Uint8, loads * size.scales_n, byte_alignment=1024),
         decoded_n=smem.allocate_array(Uint8, mmas * size.decoded_n, byte_alignment=1024),
         store=smem.allocate_array(Uint8, max(store_bytes, 16), byte_alignment=1024),
+        flags=smem.allocate_array(Int32, config.consumer_groups),
+        vectors=smem.allocate_array(Float32, max(vector_floats, 4), byte_alignment=16),
     )
 
 

@@ -1,0 +1,330 @@
+"""The epilogue tree as the host sees it: what a GEMM does with its accumulators before they reach memory.
+
+A tree is made of frozen nodes: leaves (the accumulator, vectors, scalars, a tile of C), elementwise operations, and sinks that
+store or reduce. It is written as a Python function of its leaves,
+
+    @epilogue
+    def scaled(acc, alpha_a: Row(), alpha_b: Column(), bias: Column("bfloat16")):
+        return relu(2.0 ** -10 * (alpha_b * (alpha_a * acc)) + bias)
+
+and the decorated object is an `Epilogue`. The first argument is the accumulator, the others are declared by their annotation. The
+result is an expression (stored as D), or a tuple of an expression and further sinks: `Store`, `RowAmax`, `ColumnAmax`.
+
+Every operation is one fp32 operation with one rounding, in the order that is written; nothing is contracted or reassociated, except
+`fma`, which is one rounding by name. The tree is part of a GEMM's plan: two trees are the same kernel exactly if they are equal.
+
+What a leaf reads, for element (i, j) of D (M, N):
+
+    Row      value[i]       one per row of D (alpha_a)          Scalar   value[0], on the device
+    Column   value[j]       one per column of D (alpha_b, bias) Tile     value[i, j], a matrix like D (C, a saved pre-activation)
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+
+from cutefp4.errors import OperandError
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+class Node:
+    """Base of all nodes; arithmetic operators build expressions."""
+
+    def __add__(self, other) -> Binary:
+        return Binary("add", self, _node(other))
+
+    def __radd__(self, other) -> Binary:
+        return Binary("add", _node(other), self)
+
+    def __sub__(self, other) -> Binary:
+        return Binary("sub", self, _node(other))
+
+    def __rsub__(self, other) -> Binary:
+        return Binary("sub", _node(other), self)
+
+    def __mul__(self, other) -> Binary:
+        return Binary("mul", self, _node(other))
+
+    def __rmul__(self, other) -> Binary:
+        return Binary("mul", _node(other), self)
+
+    def __truediv__(self, other) -> Binary:
+        return Binary("div", self, _node(other))
+
+    def __neg__(self) -> Binary:
+        return Binary("mul", Constant(-1.0), self)
+
+    def children(self) -> Iterator[Node]:
+        """Nodes that this one reads."""
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, Node):
+                yield value
+
+
+def _node(value) -> Node:
+    if isinstance(value, Node):
+        return value
+    if isinstance(value, (int, float)):
+        return Constant(float(value))
+    raise OperandError(
+        f"{value!r} of type {type(value).__name__} in an epilogue",
+        "a node or a Python number",
+        "declare tensors as arguments: Row(), Column(), Scalar(), Tile()",
+    )
+
+
+@dataclass(frozen=True)
+class Accumulator(Node):
+    """The fp32 sum over K of (e2m1 * e4m3)_a * (e2m1 * e4m3)_b."""
+
+
+@dataclass(frozen=True)
+class Constant(Node):
+    """A number that is compiled in, rounded to fp32."""
+
+    value: float
+
+
+@dataclass(frozen=True)
+class Leaf(Node):
+    """A tensor argument."""
+
+    dtype: str = "float32"
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise OperandError(f"{type(self).__name__}({self.dtype!r})", ", ".join(DTYPES), "name one of these dtypes")
+
+
+@dataclass(frozen=True)
+class Row(Leaf):
+    """One value per row of D: shape (M,), or (L, M) in a batch."""
+
+
+@dataclass(frozen=True)
+class Column(Leaf):
+    """One value per column of D: shape (N,), or (L, N) in a batch."""
+
+
+@dataclass(frozen=True)
+class Scalar(Leaf):
+    """One value on the device: shape (1,), or (L,) in a batch."""
+
+
+@dataclass(frozen=True)
+class Tile(Leaf):
+    """A matrix of D's shape; may be the same memory as D."""
+
+
+@dataclass(frozen=True)
+class Binary(Node):
+    """add, sub, mul, div, max, min: one fp32 operation."""
+
+    op: str
+    left: Node
+    right: Node
+
+
+@dataclass(frozen=True)
+class Fma(Node):
+    """fl(a * b + c), one rounding."""
+
+    a: Node
+    b: Node
+    c: Node
+
+
+@dataclass(frozen=True)
+class Unary(Node):
+    """A function of one value, by name: see `UNARY`."""
+
+    op: str
+    x: Node
+
+
+@dataclass(frozen=True)
+class SwigluPair(Node):
+    """silu(x[2j]) * x[2j + 1]: D has half as many columns as the product, gate and up columns alternating."""
+
+    x: Node
+
+
+@dataclass(frozen=True)
+class Store(Node):
+    """Write an expression to a matrix of D's shape, rounded once to `dtype`."""
+
+    value: Node
+    dtype: str = "bfloat16"
+    name: str = "out"
+
+
+@dataclass(frozen=True)
+class RowAmax(Node):
+    """max |x| over each row of D into a float32 (M,) that the caller has set to 0 (or to a running maximum)."""
+
+    value: Node
+    name: str
+
+
+@dataclass(frozen=True)
+class ColumnAmax(Node):
+    """max |x| over each column of D into a float32 (N,), as `RowAmax`."""
+
+    value: Node
+    name: str
+
+
+UNARY = ("relu", "relu2", "gelu", "silu", "relu_grad", "relu2_grad", "gelu_grad", "silu_grad", "abs")
+"""x_grad is the derivative at x: multiply it with the incoming gradient, x being the saved pre-activation."""
+
+
+def unary(op: str, x) -> Unary:
+    """A function of `UNARY` by name.
+
+    Raises:
+        OperandError: no function has this name.
+    """
+    if op not in UNARY:
+        raise OperandError(f"activation {op!r}", ", ".join(UNARY), "use one of these, or write it with arithmetic nodes")
+    return Unary(op, _node(x))
+
+
+def relu(x) -> Unary:
+    return unary("relu", x)
+
+
+def relu2(x) -> Unary:
+    return unary("relu2", x)
+
+
+def gelu(x) -> Unary:
+    return unary("gelu", x)
+
+
+def silu(x) -> Unary:
+    return unary("silu", x)
+
+
+def maximum(a, b) -> Binary:
+    return Binary("max", _node(a), _node(b))
+
+
+def minimum(a, b) -> Binary:
+    return Binary("min", _node(a), _node(b))
+
+
+def fma(a, b, c) -> Fma:
+    return Fma(_node(a), _node(b), _node(c))
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """A complete tree: D and further sinks.
+
+    Attributes:
+        out: the expression stored as D; its dtype comes from the GEMM.
+        sinks: further `Store`, `RowAmax`, `ColumnAmax`.
+    """
+
+    out: Node
+    sinks: tuple[Node, ...] = ()
+
+    def nodes(self) -> Iterator[Node]:
+        """Every node once, children first."""
+        seen: set[int] = set()
+
+        def walk(node: Node) -> Iterator[Node]:
+            if id(node) in seen:
+                return
+            seen.add(id(node))
+            for child in node.children():
+                yield from walk(child)
+            yield node
+
+        for root in (self.out, *self.sinks):
+            yield from walk(root)
+
+    def leaves(self) -> tuple[Leaf, ...]:
+        """The tensor arguments, in order of their names; the same argument used twice appears once."""
+        found = {node.name: node for node in self.nodes() if isinstance(node, Leaf)}
+        return tuple(found[name] for name in sorted(found))
+
+    def halves_columns(self) -> bool:
+        """Whether D has half as many columns as the product (SwiGLU)."""
+        return any(isinstance(node, SwigluPair) for node in self.nodes())
+
+
+SINKS = (Store, RowAmax, ColumnAmax)
+
+
+def epilogue(function: Callable) -> Epilogue:
+    """Trace a function of the accumulator and declared leaves into an `Epilogue`.
+
+    Raises:
+        OperandError: an argument without a declared kind, or a result that is not an expression (and sinks).
+    """
+    parameters = list(inspect.signature(function, eval_str=True).parameters.values())
+    arguments: list[Node] = [Accumulator()]
+    for p in parameters[1:]:
+        kind = p.annotation() if inspect.isclass(p.annotation) and issubclass(p.annotation, Leaf) else p.annotation
+        if not isinstance(kind, Leaf) or type(kind) is Leaf:
+            raise OperandError(
+                f"epilogue argument {p.name!r} with annotation {p.annotation!r}",
+                "Row(), Column(), Scalar() or Tile(), each with an optional dtype",
+                f"declare it, for example {p.name}: Column('bfloat16')",
+            )
+        arguments.append(replace(kind, name=p.name))
+    result = function(*arguments)
+    out, *sinks = result if isinstance(result, tuple) else (result,)
+    bad = [s for s in sinks if not isinstance(s, SINKS)]
+    if not isinstance(out, Node) or isinstance(out, SINKS) or bad:
+        raise OperandError(
+            f"epilogue {function.__name__} returned {result!r}",
+            "an expression, or (expression, Store | RowAmax | ColumnAmax, ...)",
+            "return D's expression first",
+        )
+    names = [s.name for s in sinks] + [leaf.name for leaf in Epilogue(out, tuple(sinks)).leaves()]
+    if len(set(names)) != len(names):
+        raise OperandError(f"epilogue names {names}", "a different name for every tensor", "rename a sink")
+    return Epilogue(out, tuple(sinks))
+
+
+def default_epilogue(
+    constant: float,
+    alpha_a: str = "row",
+    alpha_b: str = "column",
+    bias: str | None = None,
+    activation: str | None = None,
+    c: str | None = None,
+    beta: float = 1.0,
+) -> Epilogue:
+    """D = activation(z + bias[j]) + beta * C[i, j],  z = constant * (alpha_b[j] * (alpha_a[i] * acc)).
+
+    Each product is rounded to fp32, innermost first; z + bias is one rounding; beta * C is added by one fma.
+
+    Args:
+        alpha_a, alpha_b: "row" / "column" for a value per row / column of D, "scalar" for one on the device, "none" for
+            none at all.
+        bias: dtype of the bias vector, None for none.
+        activation: a name of `UNARY` or None.
+        c: dtype of C, None for none (C is then never read).
+        beta: compiled in.
+    """
+    z: Node = Accumulator()
+    if alpha_a != "none":
+        z = (Scalar if alpha_a == "scalar" else Row)(name="alpha_a") * z
+    if alpha_b != "none":
+        z = (Scalar if alpha_b == "scalar" else Column)(name="alpha_b") * z
+    z = Constant(constant) * z
+    if bias is not None:
+        z = z + Column(bias, name="bias")
+    if activation is not None:
+        z = unary(activation, z)
+    if c is not None:
+        z = Fma(Constant(beta), Tile(c, name="c"), z)
+    return Epilogue(z)

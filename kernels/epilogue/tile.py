@@ -1,0 +1,238 @@
+"""The epilogue of one work tile: evaluate the tree on the accumulators and store.
+
+Vectors are loaded before the mainloop of their tile: along m into registers, along n into registers and then shared memory. After the
+mainloop the n-blocks of 8 columns are visited one by one. With split-K only the warpgroup that holds the finished sum goes on.
+"""
+
+from dataclasses import dataclass
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import Float32, Int32
+
+from cutefp4 import epilogue as nodes
+from cutefp4.config import Sm90Config
+
+from ..common.device_struct import DeviceStruct
+from . import math
+from .fragment import Fragment
+from .sinks import in_bounds, reduce_over_m, reduce_over_n, store_half, store_pair
+from .split_k import SplitK
+from .staged_store import StagedStore, pack_pair
+from .tree import evaluate
+
+
+@dataclass(frozen=True)
+class EpilogueSpec:
+    """Compile-time description of an epilogue.
+
+    Attributes:
+        tree: what to compute.
+        acc_exponent: the accumulators hold the sum times 2^acc_exponent.
+        store: "tma" (16-bit D, 16-byte aligned rows, no swap), "pairs" (two columns per access) or "elements".
+    """
+
+    tree: nodes.Epilogue
+    acc_exponent: int
+    store: str
+
+
+class TileEpilogue(DeviceStruct):
+    """The epilogue of one consumer warpgroup, bound to its tensors.
+
+    tensors: by name: D as "d", leaves and sinks by their own names; vectors (L, size), matrices (L, M, N), scalars (L,).
+    """
+
+    def __init__(self, spec: EpilogueSpec, config: Sm90Config, tensors: dict, sizes, parts, consumer, thread):
+        self.spec, self.config, self.tensors, self.sizes = spec, config, tensors, sizes
+        self.staged, self.split, self.vectors = parts
+        self.consumer, self.thread = consumer, thread
+
+    def prefetch(self, work):
+        """Start loading the vectors of a work tile; call it before the mainloop, whose time hides the latency.
+
+        Returns (values along m in registers, this thread's part of the vectors along n, scalars).
+        """
+        fragment = self._fragment(work)
+        along_m = {
+            (leaf.name, atom, h): fragment.load_vector(self.tensors[leaf.name], fragment.clamped_m(atom, h))
+            for leaf in self._vectors(True)
+            for atom in range(self.config.m_atoms)
+            for h in range(2)
+        }
+        first_n = work.n * self.config.tile_n + self.thread
+        along_n = {
+            (leaf.name, i): fragment.load_vector(
+                self.tensors[leaf.name], cutlass.min(first_n + 128 * i, self._columns(leaf) - 1)
+            )
+            for leaf in self._vectors(False)
+            for i in range(-(-self.config.tile_n // 128))
+        }
+        leaves = [leaf for leaf in self.spec.tree.leaves() if isinstance(leaf, nodes.Scalar)]
+        return along_m, along_n, {leaf.name: fragment.load_scalar(self.tensors[leaf.name]) for leaf in leaves}
+
+    @cute.jit
+    def store_tile(self, work, acc, prefetched):
+        """Finish one work tile with what `prefetch` returned for it."""
+        if cutlass.const_expr(self.config.splits > 1):
+            if self.split.reduce(work.tile, work.split, acc):
+                self.apply(work, acc, prefetched)
+        else:
+            self.apply(work, acc, prefetched)
+
+    @cute.jit
+    def apply(self, work, acc, prefetched):
+        """Evaluate the tree on finished accumulators and store."""
+        along_m, along_n, scalars = prefetched
+        fragment = self._fragment(work)
+        amax_m: dict = {}
+        staged = self.spec.store == "tma"
+        if cutlass.const_expr(staged):
+            self.staged.wait_buffer()
+        if cutlass.const_expr(len(along_n) > 0):
+            self._share_along_n(along_n)
+        for block in cutlass.range_constexpr(0, self.config.tile_n // 8, 2 if staged else 1):
+            packed = []
+            for b in cutlass.range_constexpr(block, block + (2 if staged else 1)):
+                packed.append(self._block(fragment, acc, b, (along_m, scalars), amax_m))
+            if cutlass.const_expr(staged):
+                for atom in cutlass.range_constexpr(self.config.m_atoms):
+                    self.staged.stage(atom, block, [*packed[0][atom], *packed[1][atom]])
+        for (name, atom, h), value in amax_m.items():
+            reduce_over_n(self.tensors[name], fragment, atom, h, value)
+        if cutlass.const_expr(staged):
+            self.staged.store(work.m, work.n, work.l)
+
+    def _fragment(self, work) -> Fragment:
+        config, lane = self.config, self.thread % 32
+        m0 = work.m * config.tile_m + self.consumer * (64 * config.m_atoms) + (self.thread // 32) * 16 + lane // 4
+        n0 = work.n * config.tile_n + 2 * (lane % 4)
+        return Fragment(m0, n0, work.l, self.sizes[0], self.sizes[1], config.swap_ab)
+
+    def _vectors(self, on_m: bool) -> list:
+        """The vector leaves along one side, by name."""
+        along_m = nodes.Column if self.config.swap_ab else nodes.Row
+        leaves = [leaf for leaf in self.spec.tree.leaves() if isinstance(leaf, (nodes.Row, nodes.Column))]
+        return [leaf for leaf in leaves if isinstance(leaf, along_m) == on_m]
+
+    def _columns(self, leaf) -> Int32:
+        return self.tensors[leaf.name].shape[1]
+
+    @cute.jit
+    def _share_along_n(self, along_n):
+        """Put the vectors along n into shared memory: every thread needs two values of each n-block.
+
+        Reading them from global memory per block made the compiler hoist 64 loads and spill 104 bytes.
+        """
+        tile_n = self.config.tile_n
+        vectors = self._vectors(False)
+        cute.arch.barrier(barrier_id=1 + self.consumer, number_of_threads=128)
+        for v in cutlass.range_constexpr(len(vectors)):
+            for i in cutlass.range_constexpr((tile_n + 127) // 128):
+                n = self.thread + 128 * i
+                slot, value = self.vectors + (v * tile_n + n), along_n[vectors[v].name, i]
+                if n < tile_n:
+                    cute.make_tensor(slot, cute.make_layout(1))[0] = value
+        cute.arch.barrier(barrier_id=1 + self.consumer, number_of_threads=128)
+
+    def _shared_pair(self, v: int, block: int) -> list:
+        """The values of n-vector `v` at this thread's two columns of an n-block."""
+        offset = v * self.config.tile_n + 8 * block + 2 * (self.thread % 4)
+        address = (self.vectors + offset).toint()
+        pointer = cute.make_ptr(Float32, address, cute.AddressSpace.smem, assumed_align=8)
+        pair = cute.make_tensor(pointer, cute.make_layout(2)).load()
+        return [Float32(pair[0]), Float32(pair[1])]
+
+    def _block(self, fragment: Fragment, acc, block: int, loaded, amax_m: dict) -> list:
+        """All elements of one n-block; returns per 64-row tile the packed pairs of rows g and g + 8 (staged store)."""
+        along_n = {
+            (leaf.name, j): value
+            for v, leaf in enumerate(self._vectors(False))
+            for j, value in enumerate(self._shared_pair(v, block))
+        }
+        amax_n: dict = {}
+        packed = []
+        for atom in range(self.config.m_atoms):
+            rows = []
+            for h in range(2):
+                elements = [self._element(fragment, acc, loaded, along_n, (atom, h, block, j)) for j in range(2)]
+                rows.append(self._store_out(fragment, elements, (atom, h, block)))
+                self._run_sinks(fragment, elements, (atom, h, block), amax_m, amax_n)
+            packed.append(rows)
+        for (name, j), value in amax_n.items():
+            reduce_over_m(self.tensors[name], fragment, block, j, value)
+        return packed
+
+    def _element(self, fragment: Fragment, acc, loaded, along_n, position):
+        """A function that evaluates a node for one element, each node once."""
+        atom, h, block, j = position
+        along_m, scalars = loaded
+        memo: dict = {}
+
+        def leaf_value(leaf):
+            if isinstance(leaf, nodes.Accumulator):
+                # A power of two: exact.
+                return math.mul(acc[atom][4 * block + 2 * h + j], Float32(2.0**-self.spec.acc_exponent))
+            if isinstance(leaf, nodes.Scalar):
+                return scalars[leaf.name]
+            if isinstance(leaf, nodes.Tile):
+                return fragment.load_element(self.tensors[leaf.name], atom, h, block, j)
+            return along_m[leaf.name, atom, h] if fragment.on_m(leaf) else along_n[leaf.name, j]
+
+        return lambda node: evaluate(node, leaf_value, memo)
+
+    def _store_out(self, fragment: Fragment, elements, position):
+        """Store D's pair of elements, or return it packed for the staged store."""
+        out, d = self.spec.tree.out, self.tensors["d"]
+        if isinstance(out, nodes.SwigluPair):
+            gate, up = (element(out.x) for element in elements)
+            store_half(d, fragment, *position, math.mul(math.silu(gate), up))
+            return None
+        values = [element(out) for element in elements]
+        if self.spec.store == "tma":
+            return pack_pair(*values, "bf16" if d.element_type is cutlass.BFloat16 else "f16")
+        store_pair(d, fragment, *position, values, self.spec.store == "pairs")
+        return None
+
+    def _run_sinks(self, fragment: Fragment, elements, position, amax_m: dict, amax_n: dict) -> None:
+        atom, h, block = position
+        for sink in self.spec.tree.sinks:
+            values = [element(sink.value) for element in elements]
+            if isinstance(sink, nodes.Store):
+                store_pair(self.tensors[sink.name], fragment, *position, values, False)
+                continue
+            magnitudes = [
+                in_bounds(fragment, atom, h, block, j, math.absolute(value)) for j, value in enumerate(values)
+            ]
+            if isinstance(sink, nodes.RowAmax) != fragment.swap:
+                _accumulate(amax_m, (sink.name, atom, h), math.larger(*magnitudes))
+            else:
+                for j in range(2):
+                    _accumulate(amax_n, (sink.name, j), magnitudes[j])
+
+
+def n_vectors(tree: nodes.Epilogue, swap_ab: bool) -> int:
+    """Number of vectors along n."""
+    along_n = nodes.Row if swap_ab else nodes.Column
+    return sum(isinstance(leaf, along_n) for leaf in tree.leaves())
+
+
+def _accumulate(maxima: dict, key, value: Float32) -> None:
+    maxima[key] = math.larger(maxima[key], value) if key in maxima else value
+
+
+def bind(spec: EpilogueSpec, config: Sm90Config, tensors: dict, sizes, storage, tma, consumer: Int32, thread: Int32):
+    """The epilogue of consumer warpgroup `consumer`.
+
+    Args:
+        tensors: see `TileEpilogue`; with split-K also "partials" and "counters".
+        sizes: rows of the register and of the shared operand.
+        storage: shared memory: `store` (staging) and `flags`.
+        tma: (atom, coordinate tensor) of D for the staged store, or ().
+    """
+    staged = StagedStore(*tma, storage.store, config, tensors["d"].element_type, consumer, thread) if tma else ()
+    split = ()
+    if config.splits > 1:
+        split = SplitK(tensors["partials"], tensors["counters"], storage.flags, config, sizes, consumer, thread)
+    vectors = storage.vectors + consumer * (n_vectors(spec.tree, config.swap_ab) * config.tile_n)
+    return TileEpilogue(spec, config, tensors, sizes, (staged, split, vectors), consumer, thread)
