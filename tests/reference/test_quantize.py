@@ -1,6 +1,7 @@
 """The quantiser: edge blocks, invariances, given amaxes, inputs that are refused."""
 
 import importlib
+import itertools
 import math
 
 import pytest
@@ -13,9 +14,6 @@ from cutefp4.format import (
     E2M1_VALUES,
     decode_e2m1,
     decode_e4m3,
-    divide,
-    encode_e4m3,
-    encode_scale,
     numerator,
     unpack_codes,
 )
@@ -230,15 +228,18 @@ def test_share_of_bytes_that_differ_from_te(arithmetic, scales, codes):
     assert different_codes / 16 == pytest.approx(codes, rel=0.6)
 
 
-def test_an_exact_tie_shows_the_order_of_operations():
-    """bamax = 255/128 under A = 85/16 maps to 168 exactly, a tie between 160 and 176."""
-    bamax, outer = torch.tensor([[255 / 128]]), torch.tensor(85 / 16)
-    s_enc, c6 = encode_scale(outer), divide(torch.ones(()), 6.0)
-    orders = (bamax * (s_enc * c6), divide(bamax, 6.0) * s_enc, s_enc * (bamax * c6))
-    assert {float(encode_e4m3(v).float()) for v in orders} == {160.0, 176.0}
-    for arithmetic in ("te", "per_token"):
-        assert_same_bits(block_scales(bamax, outer, arithmetic, 448)[0].float(), encode_e4m3(orders[0]).float())
-    assert_same_bits(candidates(bamax, outer, 448)[6][0].float(), encode_e4m3(orders[1]).float())
+def test_each_order_of_operations_rounds_some_scales_its_own_way():
+    """The ratio of two bf16 amaxes is often an exact tie of E4M3, and then the last ulp decides."""
+    bamax = matrix(1000, 64, seed=8).float().abs()
+    outer = bamax.amax(dim=1, keepdim=True) * 1.25
+    orders = {
+        "te": block_scales(bamax, outer, "te", 448)[0],
+        "torchao": block_scales(bamax, outer, "torchao", 448)[0],
+        "4over6": candidates(bamax, outer, 448)[6][0],
+    }
+    for a, b in itertools.combinations(orders.values(), 2):
+        share = float((a.view(torch.uint8) != b.view(torch.uint8)).float().mean())
+        assert 1e-4 < share < 1e-2
 
 
 # ---------------------------------------------------------------- amax
