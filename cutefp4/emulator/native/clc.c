@@ -41,7 +41,7 @@ static int cancel_step(Machine *m, AsyncOp *op) {
 }
 
 /* try_cancel: response base, offset, barrier base, offset; mod bit 0: multicast to all CTAs of the cluster */
-int op_clc_try_cancel(Machine *m, Warp *w, const Instr *ins, u32 mask) {
+int op_CLC_TRY_CANCEL(Machine *m, Warp *w, const Instr *ins, u32 mask) {
     const i32 *args = arg_list(m, ins);
     Cluster *cl = w->cta->cluster;
     for (u32 todo = mask; todo; todo &= todo - 1) {
@@ -66,7 +66,7 @@ int op_clc_try_cancel(Machine *m, Warp *w, const Instr *ins, u32 mask) {
 }
 
 /* query_cancel.is_canceled: predicate, low half, high half of the response */
-int op_clc_is_canceled(Machine *m, Warp *w, const Instr *ins, u32 mask) {
+int op_CLC_IS_CANCELED(Machine *m, Warp *w, const Instr *ins, u32 mask) {
     const i32 *args = arg_list(m, ins);
     const u64 *high = src64(m, w, args[2]);
     u32 set = 0;
@@ -77,7 +77,7 @@ int op_clc_is_canceled(Machine *m, Warp *w, const Instr *ins, u32 mask) {
 }
 
 /* query_cancel.get_first_ctaid: one or four destinations, low half, high half; mod: dimension 0..2, or 3 for .v4 */
-int op_clc_first_ctaid(Machine *m, Warp *w, const Instr *ins, u32 mask) {
+int op_CLC_FIRST_CTAID(Machine *m, Warp *w, const Instr *ins, u32 mask) {
     const i32 *args = arg_list(m, ins);
     u32 n = ins->mod == 3 ? 4 : 1;
     u64 low[LANES], high[LANES];

@@ -22,8 +22,8 @@ typedef struct SmemDesc {
 } SmemDesc;
 
 /* Both return NULL, or what is wrong. */
-const char *smem_desc_decode_wgmma(uint64_t bits, SmemDesc *out);
-const char *smem_desc_decode_tcgen05(uint64_t bits, SmemDesc *out);
+EXPORT const char *smem_desc_decode_wgmma(uint64_t bits, SmemDesc *out);
+EXPORT const char *smem_desc_decode_tcgen05(uint64_t bits, SmemDesc *out);
 
 /* One operand of a matrix instruction. rows counts M or N; k counts elements of one instruction. */
 typedef struct OperandShape {
@@ -35,10 +35,10 @@ typedef struct OperandShape {
 
 enum { MAX_CHUNKS = 1024 };
 /* Absolute (swizzled) addresses of the operand's chunks: [row][c] if K-major, else [k][mn chunk]. Returns their number. */
-uint32_t operand_chunks(const SmemDesc *d, const OperandShape *s, uint32_t *chunks);
+EXPORT uint32_t operand_chunks(const SmemDesc *d, const OperandShape *s, uint32_t *chunks);
 /* Decodes the operand from 16-byte chunks given in the order of operand_chunks: `data` holds them back to back.
  * As the left operand: out[row * k + kk]. As the right one: panels of 8 rows, out[(row / 8) * 8 * k + kk * 8 + row % 8]. */
-void operand_decode(const OperandShape *s, const uint8_t *data, int panels, double *out);
+EXPORT void operand_decode(const OperandShape *s, const uint8_t *data, int panels, double *out);
 
 /* tcgen05 kinds */
 enum MmaKind { KIND_F16, KIND_TF32, KIND_I8, KIND_F8F6F4, KIND_MXF8F6F4, KIND_MXF4, KIND_MXF4NVF4 };
@@ -51,6 +51,6 @@ typedef struct InstrDesc {
     int scale_type, sfa_id, sfb_id; /* block-scaled kinds */
 } InstrDesc;
 
-const char *instr_desc_decode(int kind, int cta_group, uint32_t bits, InstrDesc *out);
+EXPORT const char *instr_desc_decode(int kind, int cta_group, uint32_t bits, InstrDesc *out);
 
 #endif

@@ -138,7 +138,7 @@ static u32 try_alloc(Machine *m, Warp *w, const Instr *ins, u32 columns, u32 cta
 }
 
 /* tcgen05.alloc: smem base, offset, columns; mod = cta_group */
-int op_tcgen05_alloc(Machine *m, Warp *w, const Instr *ins, u32 mask) {
+int op_TCGEN05_ALLOC(Machine *m, Warp *w, const Instr *ins, u32 mask) {
     if (mask != w->live) return EX_SYNC;
     const i32 *args = arg_list(m, ins);
     CtaEngine *e = w->cta->engine;
@@ -163,7 +163,7 @@ int op_tcgen05_alloc(Machine *m, Warp *w, const Instr *ins, u32 mask) {
 }
 
 /* tcgen05.dealloc: address, columns; mod = cta_group */
-int op_tcgen05_dealloc(Machine *m, Warp *w, const Instr *ins, u32 mask) {
+int op_TCGEN05_DEALLOC(Machine *m, Warp *w, const Instr *ins, u32 mask) {
     if (mask != w->live) return EX_SYNC;
     const i32 *args = arg_list(m, ins);
     CtaEngine *e = w->cta->engine;
@@ -184,7 +184,7 @@ int op_tcgen05_dealloc(Machine *m, Warp *w, const Instr *ins, u32 mask) {
     return EX_NEXT;
 }
 
-int op_tcgen05_relinquish(Machine *m, Warp *w, const Instr *ins, u32 mask) {
+int op_TCGEN05_RELINQUISH(Machine *m, Warp *w, const Instr *ins, u32 mask) {
     if (mask != w->live) return EX_SYNC;
     if (tcgen05_group(m, w, ins, ins->mod) == EX_FATAL) return EX_FATAL;
     w->cta->engine->relinquished = 1;

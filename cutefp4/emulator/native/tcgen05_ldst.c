@@ -114,7 +114,7 @@ static void reduce(Warp *w, const i32 *dst, const Region *a, u32 mod, i32 result
 }
 
 /* tcgen05.ld: registers, [reduction result], address, offset */
-int op_tcgen05_ld(Machine *m, Warp *w, const Instr *ins, u32 mask) {
+int op_TCGEN05_LD(Machine *m, Warp *w, const Instr *ins, u32 mask) {
     if (mask != w->live) return EX_SYNC;
     const i32 *args = arg_list(m, ins);
     int reducing = MOD_RED(ins->mod) != RED_NONE, at = (int)ins->nargs - 2;
@@ -170,7 +170,7 @@ static int store_step(Machine *m, AsyncOp *op) {
 }
 
 /* tcgen05.st: address, offset, registers */
-int op_tcgen05_st(Machine *m, Warp *w, const Instr *ins, u32 mask) {
+int op_TCGEN05_ST(Machine *m, Warp *w, const Instr *ins, u32 mask) {
     if (mask != w->live) return EX_SYNC;
     const i32 *args = arg_list(m, ins);
     Region a;
@@ -190,14 +190,14 @@ int op_tcgen05_st(Machine *m, Warp *w, const Instr *ins, u32 mask) {
     return EX_NEXT;
 }
 
-int op_tcgen05_wait_ld(Machine *m, Warp *w, const Instr *ins, u32 mask) {
+int op_TCGEN05_WAIT_LD(Machine *m, Warp *w, const Instr *ins, u32 mask) {
     (void)ins;
     if (mask != w->live) return EX_SYNC;
     tcgen05_loads_done(m, w);
     return EX_NEXT;
 }
 
-int op_tcgen05_wait_st(Machine *m, Warp *w, const Instr *ins, u32 mask) {
+int op_TCGEN05_WAIT_ST(Machine *m, Warp *w, const Instr *ins, u32 mask) {
     (void)m;
     (void)ins;
     if (mask != w->live) return EX_SYNC;

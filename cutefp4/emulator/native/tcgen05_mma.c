@@ -322,7 +322,7 @@ static int issue_mma(Machine *m, Warp *w, const Instr *ins, u32 lane) {
     return EX_NEXT;
 }
 
-int op_tcgen05_mma(Machine *m, Warp *w, const Instr *ins, u32 mask) {
+int op_TCGEN05_MMA(Machine *m, Warp *w, const Instr *ins, u32 mask) {
     if (tcgen05_group(m, w, ins, MOD_GROUP(ins->mod)) == EX_FATAL) return EX_FATAL;
     for (u32 todo = mask; todo; todo &= todo - 1)
         if (issue_mma(m, w, ins, lowest_lane(todo)) == EX_FATAL) return EX_FATAL;

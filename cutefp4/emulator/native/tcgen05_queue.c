@@ -63,7 +63,7 @@ static int commit_step(Machine *m, AsyncOp *op) {
 }
 
 /* tcgen05.commit: barrier base, offset, [mask]; mod = cta_group | multicast << 2 | 64-bit address << 3 */
-int op_tcgen05_commit(Machine *m, Warp *w, const Instr *ins, u32 mask) {
+int op_TCGEN05_COMMIT(Machine *m, Warp *w, const Instr *ins, u32 mask) {
     const i32 *args = arg_list(m, ins);
     u32 cta_group = ins->mod & 3;
     if (tcgen05_group(m, w, ins, cta_group) == EX_FATAL) return EX_FATAL;
@@ -202,7 +202,7 @@ static int issue_cp(Machine *m, Warp *w, const Instr *ins, u32 lane) {
 }
 
 /* tcgen05.cp: address, offset, descriptor; mod = cta_group | shape << 2 | (source type + 1) << 5 */
-int op_tcgen05_cp(Machine *m, Warp *w, const Instr *ins, u32 mask) {
+int op_TCGEN05_CP(Machine *m, Warp *w, const Instr *ins, u32 mask) {
     if (tcgen05_group(m, w, ins, ins->mod & 3) == EX_FATAL) return EX_FATAL;
     for (u32 todo = mask; todo; todo &= todo - 1)
         if (issue_cp(m, w, ins, lowest_lane(todo)) == EX_FATAL) return EX_FATAL;
@@ -230,7 +230,7 @@ static int shift_step(Machine *m, AsyncOp *op) {
 }
 
 /* tcgen05.shift.down: address, offset; mod = cta_group */
-int op_tcgen05_shift(Machine *m, Warp *w, const Instr *ins, u32 mask) {
+int op_TCGEN05_SHIFT(Machine *m, Warp *w, const Instr *ins, u32 mask) {
     const i32 *args = arg_list(m, ins);
     u32 cta_group = ins->mod, lane = lowest_lane(mask);
     if (tcgen05_group(m, w, ins, cta_group) == EX_FATAL) return EX_FATAL;
@@ -256,7 +256,7 @@ int op_tcgen05_shift(Machine *m, Warp *w, const Instr *ins, u32 mask) {
 
 /* tcgen05.fence::before_thread_sync / ::after_thread_sync order other threads' accesses around a barrier; the
  * interpreter executes one warp instruction after another, so that nothing is left to do. */
-int op_tcgen05_fence(Machine *m, Warp *w, const Instr *ins, u32 mask) {
+int op_TCGEN05_FENCE(Machine *m, Warp *w, const Instr *ins, u32 mask) {
     (void)m;
     (void)w;
     (void)ins;

@@ -12,6 +12,8 @@
 
 #include <stdint.h>
 
+#define EXPORT __attribute__((visibility("default")))
+
 enum MapType {
     MAP_U8 = 0, MAP_U16 = 1, MAP_U32 = 2, MAP_S32 = 3, MAP_U64 = 4, MAP_S64 = 5, MAP_F16 = 6, MAP_F32 = 7,
     MAP_F32_FTZ = 8, MAP_F64 = 9, MAP_BF16 = 10, MAP_U4 = 11, MAP_U4_PADDED = 12, MAP_U6_PADDED = 13,
@@ -35,9 +37,9 @@ enum MapField {
 };
 
 /* Returns NULL, or what is wrong with the descriptor. */
-const char *tensormap_decode(const uint8_t *bytes, TensorMap *map);
+EXPORT const char *tensormap_decode(const uint8_t *bytes, TensorMap *map);
 /* value is the operand of the instruction; NULL, or why the value is refused. */
-const char *tensormap_replace(uint8_t *bytes, int field, int ordinal, uint64_t value);
+EXPORT const char *tensormap_replace(uint8_t *bytes, int field, int ordinal, uint64_t value);
 
 /* One row of a box: count elements from first are inside the tensor and start at gaddr; the others read as zero. */
 typedef struct BoxRow {
@@ -45,16 +47,16 @@ typedef struct BoxRow {
     uint32_t first, count;
 } BoxRow;
 
-uint32_t box_rows(const TensorMap *map);
-uint32_t box_row_bytes(const TensorMap *map);  /* in shared memory */
-uint32_t box_bytes(const TensorMap *map);      /* all rows of the box, back to back */
+EXPORT uint32_t box_rows(const TensorMap *map);
+EXPORT uint32_t box_row_bytes(const TensorMap *map);  /* in shared memory */
+EXPORT uint32_t box_bytes(const TensorMap *map);      /* all rows of the box, back to back */
 /* Distance of the rows in shared memory: the swizzle width, however narrow the box is (measured on the H200). */
-uint32_t box_row_pitch(const TensorMap *map);
-uint32_t box_transaction_bytes(const TensorMap *map); /* what complete_tx counts: packed bytes of the whole box */
-void box_row(const TensorMap *map, const int32_t *coord, uint32_t row, BoxRow *out);
+EXPORT uint32_t box_row_pitch(const TensorMap *map);
+EXPORT uint32_t box_transaction_bytes(const TensorMap *map); /* what complete_tx counts: packed bytes of the whole box */
+EXPORT void box_row(const TensorMap *map, const int32_t *coord, uint32_t row, BoxRow *out);
 /* Row data between packed global bytes and the row's bytes in shared memory (before swizzling). */
-void box_row_expand(const TensorMap *map, const BoxRow *row, const uint8_t *packed, uint8_t *smem_row);
-void box_row_pack(const TensorMap *map, const BoxRow *row, const uint8_t *smem_row, uint8_t *packed);
+EXPORT void box_row_expand(const TensorMap *map, const BoxRow *row, const uint8_t *packed, uint8_t *smem_row);
+EXPORT void box_row_pack(const TensorMap *map, const BoxRow *row, const uint8_t *smem_row, uint8_t *packed);
 
 /* Permutes an absolute shared-memory byte address. */
 static inline uint32_t swizzle_address(uint32_t a, int swizzle) {

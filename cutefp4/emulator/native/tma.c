@@ -82,9 +82,14 @@ static TmaOp *decode(Machine *m, Warp *w, const Instr *ins, u32 lane, const i32 
     t->rows = rows4 ? 4 : box_rows(&map);
     t->span = (t->rows - 1) * t->pitch + t->width;
     for (int i = 0; i < (rows4 ? 5 : rank); i++) t->coord[i] = (i32)src32(m, w, args[ARG_COORD + i])[lane];
-    u32 group = map.type >= MAP_U4_PADDED ? 16 : map.type == MAP_U4 ? 2 : 1;
-    if (t->coord[0] % (i32)group) {
-        bad(m, w, ins, lane, F_TENSORMAP, addr, "the inner coordinate splits a packed group of elements");
+    /* an inner coordinate off a 16-byte boundary is an illegal instruction on the H200 */
+    if ((i64)t->coord[0] * map.bits % 128 && map.type != MAP_U6_PADDED) {
+        finding(m, w, ins, lane, F_TENSORMAP, addr, "inner coordinate %d (%d-bit elements) is not a multiple of 16 bytes", t->coord[0], map.bits);
+        free(t);
+        return NULL;
+    }
+    if (map.type == MAP_U6_PADDED && t->coord[0] % 16) {
+        bad(m, w, ins, lane, F_TENSORMAP, addr, "the inner coordinate splits a group of 16 elements");
         free(t);
         return NULL;
     }
@@ -388,8 +393,8 @@ static int each_lane(Machine *m, Warp *w, const Instr *ins, u32 mask, int (*issu
     return EX_NEXT;
 }
 
-int op_tma_load(Machine *m, Warp *w, const Instr *ins, u32 mask) { return each_lane(m, w, ins, mask, issue_load); }
-int op_tma_store(Machine *m, Warp *w, const Instr *ins, u32 mask) { return each_lane(m, w, ins, mask, issue_store); }
+int op_TMA_LOAD(Machine *m, Warp *w, const Instr *ins, u32 mask) { return each_lane(m, w, ins, mask, issue_load); }
+int op_TMA_STORE(Machine *m, Warp *w, const Instr *ins, u32 mask) { return each_lane(m, w, ins, mask, issue_store); }
 
 /* prefetch.tensormap [map] and cp.async.bulk.prefetch.tensor: no visible effect, but the map must be a map. */
 static int issue_prefetch(Machine *m, Warp *w, const Instr *ins, u32 lane) {
@@ -399,10 +404,10 @@ static int issue_prefetch(Machine *m, Warp *w, const Instr *ins, u32 lane) {
     return t ? EX_NEXT : EX_FATAL;
 }
 
-int op_tma_prefetch(Machine *m, Warp *w, const Instr *ins, u32 mask) { return each_lane(m, w, ins, mask, issue_prefetch); }
+int op_TMA_PREFETCH(Machine *m, Warp *w, const Instr *ins, u32 mask) { return each_lane(m, w, ins, mask, issue_prefetch); }
 
 /* tensormap.replace: map base, offset, value; mod: field | ordinal << 4 | MOD_WIDE_MAP, space in bit 8 (shared). */
-int op_tensormap_replace(Machine *m, Warp *w, const Instr *ins, u32 mask) {
+int op_TENSORMAP_REPLACE(Machine *m, Warp *w, const Instr *ins, u32 mask) {
     const i32 *args = arg_list(m, ins);
     int shared = ins->mod >> 8 & 1, wide_value = ins->mod >> 9 & 1, field = (int)(ins->mod & 15);
     for (u32 todo = mask; todo; todo &= todo - 1) {
@@ -424,7 +429,7 @@ int op_tensormap_replace(Machine *m, Warp *w, const Instr *ins, u32 mask) {
 }
 
 /* tensormap.cp_fenceproxy.global.shared::cta...: [dst], [src], 128: a warp-wide copy of one tensor map. */
-int op_tensormap_cp_fenceproxy(Machine *m, Warp *w, const Instr *ins, u32 mask) {
+int op_TENSORMAP_CP_FENCEPROXY(Machine *m, Warp *w, const Instr *ins, u32 mask) {
     if (mask != w->live) return EX_SYNC;
     const i32 *args = arg_list(m, ins);
     u32 lane = lowest_lane(mask);

@@ -9,6 +9,7 @@
 
 #include "engines.h"
 #include "fragments.h"
+#include "hopper_sum.h"
 
 /* Instr.mod, packed by lowering/wgmma.py */
 #define MOD_RS 1u /* A in registers */
@@ -62,7 +63,9 @@ static int wgmma_step(Machine *m, AsyncOp *op) {
         for (u32 i = 0; i < 16 * k; i++) a[i] = -a[i];
     if (t->accumulate) gather_acc((const u32 *const *)regs, MOD_ACC(mod), n, c);
     else memset(c, 0, 16 * n * sizeof *c);
-    matmul_panels(16, (int)n, (int)k, a, b, c, (int)n);
+    int a_type = MOD_A_TYPE(mod), b_type = MOD_B_TYPE(mod), fp8 = a_type == EL_E4M3 || a_type == EL_E5M2;
+    if (MOD_ACC(mod) == ACC_S32) matmul_panels(16, (int)n, (int)k, a, b, c, (int)n);
+    else hopper_sum(16, (int)n, (int)k, a, a_type, b, b_type, c, (int)n, fp8 ? 13 : 25, MOD_ACC(mod) == ACC_F16 ? 53 : fp8 ? 14 : 24);
     scatter_acc(regs, MOD_ACC(mod), n, c, (mod & MOD_SATURATE) != 0);
     free(b);
     event(m);
@@ -155,7 +158,7 @@ static const char *decode(Machine *m, Warp *w, const Instr *ins, Wgmma *t) {
     return wrong;
 }
 
-int op_wgmma(Machine *m, Warp *w, const Instr *ins, u32 mask) {
+int op_WGMMA(Machine *m, Warp *w, const Instr *ins, u32 mask) {
     if (mask != w->live) return EX_SYNC;
     if (mask != FULL) return finding(m, w, ins, 0, F_DIVERGED_SYNC, 0, "wgmma needs all 32 lanes of the warp");
     const i32 *args = arg_list(m, ins);
@@ -186,7 +189,7 @@ int op_wgmma(Machine *m, Warp *w, const Instr *ins, u32 mask) {
     return EX_NEXT;
 }
 
-int op_wgmma_fence(Machine *m, Warp *w, const Instr *ins, u32 mask) {
+int op_WGMMA_FENCE(Machine *m, Warp *w, const Instr *ins, u32 mask) {
     (void)ins;
     if (mask != w->live) return EX_SYNC;
     for (u32 s = 0; s < m->program->n_slots; s++) w->engine->slots[s] &= (u8)~SLOT_UNFENCED;
@@ -195,7 +198,7 @@ int op_wgmma_fence(Machine *m, Warp *w, const Instr *ins, u32 mask) {
     return EX_NEXT;
 }
 
-int op_wgmma_commit(Machine *m, Warp *w, const Instr *ins, u32 mask) {
+int op_WGMMA_COMMIT(Machine *m, Warp *w, const Instr *ins, u32 mask) {
     (void)m;
     (void)ins;
     if (mask != w->live) return EX_SYNC;
@@ -204,7 +207,7 @@ int op_wgmma_commit(Machine *m, Warp *w, const Instr *ins, u32 mask) {
 }
 
 /* wgmma.wait_group: imm = groups that may stay pending */
-int op_wgmma_wait(Machine *m, Warp *w, const Instr *ins, u32 mask) {
+int op_WGMMA_WAIT(Machine *m, Warp *w, const Instr *ins, u32 mask) {
     if (mask != w->live) return EX_SYNC;
     WarpEngine *e = w->engine;
     if (e->wgmma_group <= ins->imm + 1) return EX_NEXT;
