@@ -21,10 +21,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from cutefp4 import cubin, dsl, env, fingerprint
+from cutefp4 import cubin, dsl, env, fingerprint, sass
 from cutefp4.disk_cache import DiskCache, Entry
 from cutefp4.dsl import CompiledObject
-from cutefp4.errors import CompileError, JitDisabledError
+from cutefp4.errors import CompileError, JitDisabledError, UnsupportedError
 from cutefp4.plan import Plan, to_json
 
 Kernel = Callable[..., object]
@@ -256,6 +256,10 @@ def _dump(plan: Plan, compiled: CompiledObject) -> None:
     directory = env.read("CUTEFP4_DUMP")
     if not directory:
         return
+    try:
+        text = sass.disassemble(compiled.cubin)
+    except UnsupportedError as error:
+        text = f"{error}\n"
     stem = Path(directory) / f"{type(plan).__name__}-{plan.arch}-{plan.key[:12]}"
     try:
         stem.parent.mkdir(parents=True, exist_ok=True)
@@ -263,6 +267,7 @@ def _dump(plan: Plan, compiled: CompiledObject) -> None:
             (".json", json.dumps(to_json(plan), indent=1).encode()),
             (".ptx", compiled.ptx.encode()),
             (".cubin", compiled.cubin),
+            (".sass", text.encode()),
         ):
             Path(f"{stem}{suffix}").write_bytes(data)
     except OSError as error:

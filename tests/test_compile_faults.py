@@ -421,7 +421,7 @@ def test_dump_directory(monkeypatch, tmp_path):
         check(PLAN)
         names = sorted(path.name for path in (tmp_path / "dump").iterdir())
         stem = f"TinyPlan-sm_90a-{PLAN.key[:12]}"
-        assert set(names) >= {f"{stem}.json", f"{stem}.ptx", f"{stem}.cubin"}
+        assert set(names) >= {f"{stem}.json", f"{stem}.ptx", f"{stem}.cubin", f"{stem}.sass"}
         assert (tmp_path / "dump" / f"{stem}.ptx").read_text() == f"ptx of {PLAN.key}"
         shutil.rmtree(tmp_path / "dump")
         forget()

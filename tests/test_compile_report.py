@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cutefp4 import compile as kernel_cache
-from cutefp4 import compile_report, cubin, dsl, fingerprint
+from cutefp4 import compile_report, cubin, dsl, fingerprint, sass
 from cutefp4.errors import UnsupportedError
 from tests.tiny_kernel import TinyPlan
 
@@ -33,7 +33,7 @@ def test_report_agrees_with_cuobjdump(plan, tmp_path):
     (kernel,) = report.kernels
     path = tmp_path / "kernel.cubin"
     path.write_bytes(report.cubin)
-    tool = str(Path(compile_report.find_nvdisasm()).with_name("cuobjdump"))
+    tool = str(Path(sass.find_nvdisasm()).with_name("cuobjdump"))
     text = subprocess.run([tool, "--dump-resource-usage", str(path)], capture_output=True, text=True).stdout
     name, registers, stack, shared = re.search(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)", text).groups()
     assert (kernel.name, kernel.registers) == (name, int(registers))
@@ -74,14 +74,14 @@ def test_no_disassembler(monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
     monkeypatch.delenv("CUDA_HOME", raising=False)
     monkeypatch.delenv("CUDA_PATH", raising=False)
-    monkeypatch.setattr(compile_report.sys, "path", ["/nonexistent"])
+    monkeypatch.setattr(sass.sys, "path", ["/nonexistent"])
     with pytest.raises(UnsupportedError, match=r"pip install 'cutefp4\[disasm\]'"):
-        compile_report.find_nvdisasm()
+        sass.find_nvdisasm()
 
 
 def test_a_cubin_that_nvdisasm_does_not_know():
     with pytest.raises(UnsupportedError, match="nvdisasm failed"):
-        compile_report.disassemble(b"\x7fELF not a cubin")
+        sass.disassemble(b"\x7fELF not a cubin")
 
 
 @pytest.mark.parametrize("data", [b"", b"MZ" * 100, b"\x7fELF\x01" + bytes(100)])
