@@ -170,7 +170,7 @@ def test_file_input_says_what_it_leaves_out(weights_file):
 
 def test_doctor_as_json_and_as_text():
     report = json.loads(invoke("doctor", "--json").stdout)
-    assert report["packages"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(report["packages"]["torch"])
     assert set(report["backends"]) == set(backend.BACKENDS)
     for name, status in report["backends"].items():
         assert status["name"] == name and status["reason"], name
