@@ -50,7 +50,7 @@ VARIABLES = {
             "CUTEFP4_DUMP",
             "",
             (),
-            "directory that receives plan, PTX and SASS of every kernel compiled by this process",
+            "directory that receives plan, PTX and SASS of every kernel that this process compiles or reads from disk",
         ),
         Variable(
             "CUTEFP4_COMPILE_WORKERS",
