@@ -75,7 +75,11 @@ void tmem_check(Machine *m, const Warp *w, const Instr *ins, const Cta *cta, con
 void tmem_claim(Machine *m, const Warp *w, const Instr *ins, Cta *cta, const TmemClaim *access);
 void tmem_drop(Cta *cta, const void *owner);
 
-/* tcgen05_queue.c: claims of an operation that ran stay until a commit behind it has run. */
+/* tcgen05_queue.c */
+/* An operation in the queue of the leader's pair; tcgen05_finish returns ASYNC_DONE. */
+AsyncOp *tcgen05_push(Machine *m, Warp *w, const Instr *ins, u32 lane, u32 cta_group, AsyncStep step);
+int tcgen05_finish(Machine *m, AsyncOp *op);
+/* Claims of an operation that ran stay until a commit behind it has run. */
 void tcgen05_retire(Cta *leader, u32 cta_group, const AsyncOp *op, Claim *claim);
 void tcgen05_executed(Cta *leader, u32 cta_group, const AsyncOp *op);
 

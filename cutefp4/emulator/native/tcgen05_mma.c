@@ -225,8 +225,7 @@ static int mma_step(Machine *m, AsyncOp *op) {
     }
     for (int i = 0; i < 4; i++) tcgen05_retire(op->cta, t->cta_group, op, t->claim[i]);
     tcgen05_executed(op->cta, t->cta_group, op);
-    event(m);
-    return ASYNC_DONE;
+    return tcgen05_finish(m, op);
 }
 
 /* ---- issue ------------------------------------------------------------------------------------------------------- */
@@ -296,11 +295,8 @@ static int issue_mma(Machine *m, Warp *w, const Instr *ins, u32 lane) {
     const i32 *args = arg_list(m, ins);
     Mma *t = calloc(1, sizeof *t);
     t->cta_group = MOD_GROUP(ins->mod);
-    Cta *leader = tcgen05_leader(w, t->cta_group);
-    AsyncOp *op = async_push(m, &leader->engine->queue, ASYNC_TCGEN05, mma_step, w, ins, 1u << lane);
+    AsyncOp *op = tcgen05_push(m, w, ins, lane, t->cta_group, mma_step);
     op->data = t;
-    op->cta = leader;
-    op->lane = (u8)lane;
     t->a_tmem = (ins->mod & MOD_A_TMEM) != 0;
     t->scaled = MOD_KIND(ins->mod) >= KIND_MXF8F6F4;
     t->block = ins->mod & MOD_BLOCK16 ? 16 : 32;

@@ -7,6 +7,21 @@
 
 #include "engines.h"
 
+AsyncOp *tcgen05_push(Machine *m, Warp *w, const Instr *ins, u32 lane, u32 cta_group, AsyncStep step) {
+    Cta *leader = tcgen05_leader(w, cta_group);
+    AsyncOp *op = async_push(m, &leader->engine->queue, ASYNC_TCGEN05, step, w, ins, 1u << lane);
+    op->lane = (u8)lane;
+    op->cta = leader;
+    if (leader != w->cta) leader->pending_ops++; /* the issuer's own count keeps op->warp alive */
+    return op;
+}
+
+int tcgen05_finish(Machine *m, AsyncOp *op) {
+    if (op->warp->cta != op->cta) op->warp->cta->pending_ops--;
+    event(m);
+    return ASYNC_DONE;
+}
+
 /* ---- claims of executed operations ------------------------------------------------------------------------------- */
 
 void tcgen05_retire(Cta *leader, u32 cta_group, const AsyncOp *op, Claim *claim) {
@@ -58,8 +73,7 @@ static int commit_step(Machine *m, AsyncOp *op) {
         else mbar_arrive(m, op->warp, op->ins, op->lane, to, (u32)op->u[0], 1);
         if (to) to->pending_ops--;
     }
-    event(m);
-    return ASYNC_DONE;
+    return tcgen05_finish(m, op);
 }
 
 /* tcgen05.commit: barrier base, offset, [mask]; mod = cta_group | multicast << 2 | 64-bit address << 3 */
@@ -67,7 +81,6 @@ int op_TCGEN05_COMMIT(Machine *m, Warp *w, const Instr *ins, u32 mask) {
     const i32 *args = arg_list(m, ins);
     u32 cta_group = ins->mod & 3;
     if (tcgen05_group(m, w, ins, cta_group) == EX_FATAL) return EX_FATAL;
-    Cta *leader = tcgen05_leader(w, cta_group);
     for (u32 todo = mask; todo; todo &= todo - 1) {
         u32 lane = lowest_lane(todo), addr = (u32)lane_address(m, w, args, 0, lane, ins->mod >> 3 & 1), targets;
         if (ins->mod >> 2 & 1) {
@@ -80,9 +93,7 @@ int op_TCGEN05_COMMIT(Machine *m, Warp *w, const Instr *ins, u32 mask) {
             if (!to) return EX_FATAL;
             targets = 1u << to->rank;
         }
-        AsyncOp *op = async_push(m, &leader->engine->queue, ASYNC_TCGEN05, commit_step, w, ins, 1u << lane);
-        op->cta = leader;
-        op->lane = (u8)lane;
+        AsyncOp *op = tcgen05_push(m, w, ins, lane, cta_group, commit_step);
         op->u[0] = addr & SMEM_OFFSET_MASK;
         op->u[1] = targets;
         op->u[2] = cta_group;
@@ -146,8 +157,7 @@ static int cp_step(Machine *m, AsyncOp *op) {
         cta->pending_ops--;
     }
     tcgen05_executed(op->cta, c->cta_group, op);
-    event(m);
-    return ASYNC_DONE;
+    return tcgen05_finish(m, op);
 }
 
 static void cp_lane_bits(const Cp *c, u64 bits[2]) {
@@ -172,10 +182,8 @@ static int issue_cp(Machine *m, Warp *w, const Instr *ins, u32 lane) {
     c->shape = (int)(ins->mod >> 2 & 7);
     c->source = (int)(ins->mod >> 5 & 31) - 1;
     cp_extent(c->shape, &c->rows, &c->bytes);
-    AsyncOp *op = async_push(m, &leader->engine->queue, ASYNC_TCGEN05, cp_step, w, ins, 1u << lane);
+    AsyncOp *op = tcgen05_push(m, w, ins, lane, cta_group, cp_step);
     op->data = c;
-    op->cta = leader;
-    op->lane = (u8)lane;
     const char *wrong = smem_desc_decode_tcgen05(src64(m, w, args[2])[lane], &c->desc);
     if (wrong) return finding(m, w, ins, lane, F_TCGEN05_OPERAND, c->address, "tcgen05.cp descriptor: %s", wrong);
     u32 col = tmem_column(c->address), base = tmem_lane(c->address), chunks[MAX_CHUNKS];
@@ -225,8 +233,7 @@ static int shift_step(Machine *m, AsyncOp *op) {
         cta->pending_ops--;
     }
     tcgen05_executed(op->cta, (u32)op->u[1], op);
-    event(m);
-    return ASYNC_DONE;
+    return tcgen05_finish(m, op);
 }
 
 /* tcgen05.shift.down: address, offset; mod = cta_group */
@@ -238,8 +245,7 @@ int op_TCGEN05_SHIFT(Machine *m, Warp *w, const Instr *ins, u32 mask) {
     if (tmem_lane(address) % 32)
         return finding(m, w, ins, lane, F_TCGEN05_OPERAND, address, "tcgen05.shift takes a lane that is a multiple of 32");
     Cta *leader = tcgen05_leader(w, cta_group);
-    AsyncOp *op = async_push(m, &leader->engine->queue, ASYNC_TCGEN05, shift_step, w, ins, mask);
-    op->cta = leader;
+    AsyncOp *op = tcgen05_push(m, w, ins, lane, cta_group, shift_step);
     op->u[0] = col;
     op->u[1] = cta_group;
     TmemClaim claim = {.owner = op, .queue = &leader->engine->queue, .what = "tcgen05.shift", .lanes = {~0ull, ~0ull}, .col0 = col,

@@ -367,6 +367,8 @@ static int issue_store(Machine *m, Warp *w, const Instr *ins, u32 lane) {
     u32 smem = (u32)lane_address(m, w, args, ARG_SMEM, lane, 0);
     t->smem = smem & SMEM_OFFSET_MASK;
     const char *wrong = t->smem & 127 ? "the shared-memory box is not 128-byte aligned" : NULL;
+    for (int i = 0; i < 5; i++)
+        if (t->coord[i] < 0) wrong = "negative coordinate: stores and reductions fault on the hardware (loads may be negative)";
     if (!wrong && t->reduce) wrong = reduce_supported(t->map.type, t->reduce);
     if (wrong || !smem_ptr(m, w, ins, lane, w->cta, t->smem, t->span)) {
         if (wrong) bad(m, w, ins, lane, F_TMA_OPERAND, smem, wrong);
