@@ -15,7 +15,7 @@ from cutefp4 import backend, cli, env
 from cutefp4.cli import demo, doctor
 from cutefp4.cli.demo_data import encoder_input, file_input, ranking_loss, sentences
 from cutefp4.cli.encoder import SentenceEncoder, load_encoder
-from cutefp4.errors import CheckpointError, UnsupportedError
+from cutefp4.errors import CheckpointError, CompileError, UnsupportedError
 from tests.cases import matrix
 from tests.compare import assert_close
 
@@ -184,14 +184,27 @@ def test_doctor_as_json_and_as_text():
         assert word in text
 
 
+def test_doctor_compiles_a_kernel_for_each_architecture():
+    report = doctor.collect()["dsl"]
+    assert report["usable"] and "_cutlass_ir" in report["reason"]
+    assert set(report["compiles"]) == {"sm_90a", "sm_100a"}
+    assert all(answer.startswith("in ") for answer in report["compiles"].values()), report
+
+
 def test_doctor_tells_a_broken_dsl(monkeypatch):
-    def fail(_):
+    def fail(*_):
         raise ImportError("libfoo.so is missing")
 
-    monkeypatch.setattr("importlib.util.find_spec", lambda *_: object())
-    monkeypatch.setattr("importlib.import_module", fail)
-    status = backend.status("sm90")
-    assert not status.usable and "libfoo.so is missing" in status.reason and "cutefp4[cu13]" in status.reason
+    monkeypatch.setattr(doctor.dsl, "versions", fail)
+    report = doctor.collect()["dsl"]
+    assert not report["usable"] and "libfoo.so is missing" in report["reason"] and "pip install" in report["reason"]
+    monkeypatch.undo()
+
+    def refuse(plan):
+        raise CompileError(f"no compiler for {plan.arch}", "", "")
+
+    monkeypatch.setattr(doctor.dsl, "compile_plan", refuse)
+    assert doctor.collect()["dsl"]["compiles"]["sm_90a"] == "no: no compiler for sm_90a"
 
 
 def test_doctor_names_the_gpu(monkeypatch):

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
 import shutil
+import time
 from typing import Annotated
 
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import cutefp4
-from cutefp4 import backend, env
+from cutefp4 import backend, dsl, env
+from cutefp4.errors import CompileError
+from cutefp4.quant_plan import BYTES, BlockMath, CastRowsPlan, row_shape
+from cutefp4.recipe import QuantRecipe
 
+ARCHS = ("sm_90a", "sm_100a")
 PACKAGES = (
     "torch",
     "nvidia-cutlass-dsl",
@@ -83,10 +88,26 @@ def _gpu(index: int) -> dict:
 
 
 def _dsl() -> dict:
-    """Whether the CuTe DSL can be imported; the import takes seconds, so a finder's answer has to do."""
-    found = importlib.util.find_spec("cutlass") is not None
-    reason = "installed" if found else "not installed: pip install 'cutefp4[cu13]' (or [cu12] with CUDA 12 drivers)"
-    return {"usable": found, "reason": reason}
+    """Whether the CuTe DSL imports, and compiles a kernel of this package for each architecture; takes seconds."""
+    try:
+        loaded = dsl.versions()[1]
+    except (ImportError, OSError) as error:
+        reason = f"cannot be imported ({error}): pip install --force-reinstall 'nvidia-cutlass-dsl[cu13]'"
+        return {"usable": False, "reason": reason, "compiles": {}}
+    return {"usable": True, "reason": f"loaded {loaded}", "compiles": {arch: _compiles(arch) for arch in ARCHS}}
+
+
+def _compiles(arch: str) -> str:
+    """ "1.2 s", or why the per-token rowwise quantiser does not compile for `arch`."""
+    recipe = QuantRecipe(scaling="token", arithmetic="per_token")
+    shape = row_shape(4096, BYTES["bfloat16"])
+    plan = CastRowsPlan(arch, "bfloat16", BlockMath.of(recipe), "token", False, "tiled", vector_bytes=16, **shape)
+    begin = time.perf_counter()
+    try:
+        dsl.compile_plan(plan)
+    except CompileError as error:
+        return f"no: {error}"
+    return f"in {time.perf_counter() - begin:.1f} s"
 
 
 def _cache() -> dict:
@@ -112,7 +133,9 @@ def _print(report: dict) -> None:
     if not report["gpus"]:
         built = f"CUDA {report['cuda']}" if report["cuda"] else "CPU only"
         console.print(f"GPU: none that PyTorch can see (this PyTorch is built for {built})")
-    console.print(f"CuTe DSL: {report['dsl']['reason']}")
+    console.print(f"CuTe DSL: {escape(report['dsl']['reason'])}")
+    for arch, answer in report["dsl"]["compiles"].items():
+        console.print(f"  compiles for {arch}: {escape(answer)}")
     cache = report["cache"]
     state = "exists" if cache["exists"] else "will be made on first use"
     access = "writable" if cache["writable"] else "[red]not writable: kernels are kept in memory only[/red]"
@@ -122,5 +145,5 @@ def _print(report: dict) -> None:
     table = Table("backend", "works here", "reason", "operations", title="Backends", title_justify="left")
     for name, status in report["backends"].items():
         verdict = "[green]yes[/green]" if status["usable"] else "[yellow]no[/yellow]"
-        table.add_row(name, verdict, status["reason"], ", ".join(status["operations"]) or "-")
+        table.add_row(name, verdict, escape(status["reason"]), ", ".join(status["operations"]) or "-")
     console.print(table)
