@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import torch
 
 from cutefp4 import emulator
 
 from .kernel import CHUNK, Buffer, Microkernel, TensorMap, digests, where
+from .tensor_map import encode
 
 
 def fill(encoded: np.ndarray, address: int) -> bytes:
@@ -17,19 +20,28 @@ def fill(encoded: np.ndarray, address: int) -> bytes:
     return bytes(raw)
 
 
-def run_in_emulator(kernel: Microkernel, fixture, **device) -> dict[str, np.ndarray]:
-    """The contents of the result buffers after an emulated launch; tensor maps are the hardware driver's own bytes."""
+def run_in_emulator(kernel: Microkernel, fixture=None, **device) -> tuple[dict[str, np.ndarray], object]:
+    """The contents of the result buffers after an emulated launch, and the report.
+
+    With a ``fixture`` the tensor maps are the hardware driver's own bytes, else our encoder's.
+    """
     memory = {b.name: _aligned(b.data) for b in kernel.buffers}
     args, maps = [], 0
     for a in kernel.args:
         if isinstance(a, TensorMap):
-            args.append(fill(fixture[f"{kernel.name}/map{maps}"], memory[a.buffer].data_ptr() + a.offset))
+            address = memory[a.buffer].data_ptr()
+            args.append(encode(a, address) if fixture is None else
+                        fill(fixture[f"{kernel.name}/map{maps}"], address + a.offset))  # fmt: skip
             maps += 1
         else:
             args.append(memory[a.name] if isinstance(a, Buffer) else a)
-    with emulator.device("sm_90a", **device) as dev:
-        dev.launch_ptx(kernel.ptx, kernel.entry, kernel.grid, kernel.block, args, cluster=kernel.cluster, smem=kernel.smem)
-    return {b.name: memory[b.name].numpy().copy() for b in kernel.results}
+    arch = re.search(r"\.target (\w+)", kernel.ptx)[1]
+    with emulator.device(arch, **device) as dev:
+        dev.launch_ptx(
+            kernel.ptx, kernel.entry, kernel.grid, kernel.block, args, cluster=kernel.cluster, smem=kernel.smem
+        )
+        report = dev.report()
+    return {b.name: memory[b.name].numpy().copy() for b in kernel.results}, report
 
 
 def _aligned(data: np.ndarray) -> torch.Tensor:
@@ -75,7 +87,9 @@ def _too_far(kernel: Microkernel, want: np.ndarray, got: np.ndarray) -> list[str
         distance = ulp_distance(a, b)
         if distance.max() > kernel.max_ulp:
             i = int(distance.argmax())
-            out.append(f"`{label}` element {i}: hardware {a[i]!r} emulator {b[i]!r}, {distance[i]} ulp > {kernel.max_ulp}")
+            out.append(
+                f"`{label}` element {i}: hardware {a[i]!r} emulator {b[i]!r}, {distance[i]} ulp > {kernel.max_ulp}"
+            )
     return out
 
 

@@ -98,7 +98,7 @@ def _every_half() -> list[np.ndarray]:
 
 
 def _float_sweep() -> list[np.ndarray]:
-    """%a: every sign, exponent and leading seven mantissa bits, with tails around the rounding points of each target."""
+    """%a: every sign, exponent and leading seven mantissa bits, tails around the rounding points of each target."""
     tails = np.array([0x0000, 0x0001, 0x7FFF, 0x8000, 0x8001, 0xFFFF, 0x0FFF, 0x1000, 0x1001, 0x2000, 0x3000, 0xF000],
                      dtype=np.uint32)  # fmt: skip
     high = np.arange(65536, dtype=np.uint32) << np.uint32(16)

@@ -52,7 +52,8 @@ def ptx() -> str:
         for j in range(0, 8, 2)
     )
     inits = "\n".join(
-        f"  @%p mbarrier.init.shared::cta.b64 [%full+{8 * s}], 1; @%p mbarrier.init.shared::cta.b64 [%empty+{8 * s}], 8;"
+        f"  @%p mbarrier.init.shared::cta.b64 [%full+{8 * s}], 1;\n"
+        f"  @%p mbarrier.init.shared::cta.b64 [%empty+{8 * s}], 8;"
         for s in range(STAGES)
     )
     return f"""{HEADER}
@@ -64,7 +65,8 @@ def ptx() -> str:
   .shared .align 8 .b64 full_bar[{STAGES}];
   .shared .align 8 .b64 empty_bar[{STAGES}];
   .reg .b64 %mapa, %mapb, %mapd, %da, %db, %da0, %db0, %wide;
-  .reg .b32 %i, %warp, %lane, %rank, %peer, %cluster, %clusters, %s, %full, %empty, %rempty, %tile, %tiles, %tilesm, %kblocks;
+  .reg .b32 %i, %warp, %lane, %rank, %peer, %cluster, %clusters, %s, %full, %empty, %rempty, %tile, %tiles, %tilesm,
+  %kblocks;
   .reg .b32 %stage, %parity, %kb, %crow, %ccol, %ck, %t, %u, %bar, %drow, %chunk, %last, %d<32>, %h<4>;
   .reg .b16 %both;
   .reg .pred %p, %q, %acc, %lead;
@@ -102,9 +104,11 @@ P_WAIT:
   mad.lo.u32 %bar, %stage, 8, %full; shl.b32 %ck, %kb, 6;
   mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%bar], 16384;
   mad.lo.u32 %t, %stage, {A_BYTES}, %s;
-  cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%t], [%mapa, {{%ck, %crow}}], [%bar];
+  cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%t], [%mapa, {{%ck,
+  %crow}}], [%bar];
   mad.lo.u32 %t, %stage, {B_BYTES}, %s; mad.lo.u32 %t, %rank, {B_BYTES // 2}, %t; add.u32 %t, %t, {B_AT};
-  cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%t], [%mapb, {{%ck, %ccol}}], [%bar], %both;
+  cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster
+      [%t], [%mapb, {{%ck, %ccol}}], [%bar], %both;
 {_advance("P_NEXT")}
   add.u32 %kb, %kb, 1; setp.lt.u32 %q, %kb, %kblocks;
   @%q bra P_K;
@@ -116,7 +120,8 @@ CONSUMER:
   setp.eq.u32 %lead, %lane, 0;
   mapa.shared::cluster.u32 %rempty, %empty, %peer;
   // where this lane's rows of an 8x8 matrix go in the 128-byte-swizzled D tile
-  shl.b32 %t, %warp, 4; and.b32 %u, %lane, 15; add.u32 %t, %t, %u; mad.lo.u32 %drow, %t, 128, %s; add.u32 %drow, %drow, {D_AT};
+  shl.b32 %t, %warp, 4; and.b32 %u, %lane, 15; add.u32 %t, %t, %u; mad.lo.u32 %drow, %t, 128, %s;
+  add.u32 %drow, %drow, {D_AT};
   and.b32 %u, %lane, 7; shl.b32 %chunk, %u, 4; and.b32 %u, %lane, 16; xor.b32 %chunk, %chunk, %u;
 C_TILE:
   setp.ge.u32 %p, %tile, %tiles;
@@ -128,7 +133,8 @@ C_WAIT:
   mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 %q, [%bar], %parity;
   @!%q bra C_WAIT;
   mad.lo.u32 %t, %stage, {A_BYTES}, %s; shr.u32 %t, %t, 4; cvt.u64.u32 %da0, %t; add.s64 %da0, %da0, {DESCRIPTOR};
-  mad.lo.u32 %t, %stage, {B_BYTES}, %s; add.u32 %t, %t, {B_AT}; shr.u32 %t, %t, 4; cvt.u64.u32 %db0, %t; add.s64 %db0, %db0, {DESCRIPTOR};
+  mad.lo.u32 %t, %stage, {B_BYTES}, %s; add.u32 %t, %t, {B_AT}; shr.u32 %t, %t, 4; cvt.u64.u32 %db0, %t;
+  add.s64 %db0, %db0, {DESCRIPTOR};
   wgmma.fence.sync.aligned;
 {mmas}
   wgmma.commit_group.sync.aligned;

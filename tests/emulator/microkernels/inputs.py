@@ -128,7 +128,8 @@ def wide_triples(kind: str, seed: int = 4) -> list[np.ndarray]:
     """a, b, c as 64-bit words: float64 (kind "f64") or integer ("i64") specials and hashed bits."""
     if kind == "f64":
         values = [0.0, -0.0, 1.0, -1.0, 0.5, 1.5, -2.5, 5e-324, 2.2250738585072014e-308, 1.7976931348623157e308,
-                  3.4028236e38, 1e-46, 2147483647.5, 4294967295.5, 9.3e18, -9.3e18, 65520.0, 0.1, 16777217.0]  # fmt: skip
+                  3.4028236e38, 1e-46, 2147483647.5, 4294967295.5, 9.3e18, -9.3e18, 65520.0, 0.1,
+                  16777217.0]  # fmt: skip
         special = np.array(values, dtype=np.float64).view(np.uint64)
         odd = [0x7FF0000000000000, 0xFFF0000000000000, 0x7FF8000000000000, 0x7FF0000000000001, 0xFFF8123456789ABC]
         special = np.concatenate([special, np.array(odd, dtype=np.uint64)])

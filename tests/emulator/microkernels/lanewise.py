@@ -95,4 +95,5 @@ def lanewise(
     args = tuple(Buffer(n, v) for n, v in zip("abc", inputs, strict=True)) + (Buffer("out", out, result=True),)
     grid = (count // BLOCK, 1, 1)
     rows = tuple(o.label for o in ops)
-    return Microkernel(name, ptx, args, grid, (BLOCK, 1, 1), rows=rows, max_ulp=max_ulp, whole=max_ulp > 0)
+    return Microkernel(name, ptx, args, grid, (BLOCK, 1, 1), rows=rows, max_ulp=max_ulp, whole=max_ulp > 0,
+                       lanewise=True)  # fmt: skip

@@ -117,7 +117,8 @@ def contended() -> Microkernel:
 def _vector_moves(load: str, store: str) -> str:
     """Copies 64 bytes through every register shape; {src} and {dst} are the two address registers."""
     code = []
-    for step, (kind, count) in enumerate((("b8", 1), ("b8", 2), ("b8", 4), ("b16", 1), ("b16", 2), ("b16", 4), ("b32", 1),
+    for step, (kind, count) in enumerate((("b8", 1), ("b8", 2), ("b8", 4), ("b16", 1), ("b16", 2), ("b16", 4),
+    ("b32", 1),
                                           ("b32", 2), ("b32", 4), ("b64", 1), ("b64", 2))):  # fmt: skip
         regs = ", ".join(f"%{'h' if kind in ('b8', 'b16') else 'r' if kind == 'b32' else 'l'}{i}" for i in range(count))
         vec = f".v{count}" if count > 1 else ""
@@ -132,8 +133,12 @@ def load_store() -> Microkernel:
     rounds = [("global", "shared"), ("shared", "local"), ("local", "global")]
     hops = []
     for src, dst in rounds:
-        hops.append({"global": "mov.b64 %src, %gin;", "shared": "mov.b64 %src, %sh;", "local": "mov.b64 %src, %lo;"}[src])
-        hops.append({"global": "mov.b64 %dst, %gout;", "shared": "mov.b64 %dst, %sh;", "local": "mov.b64 %dst, %lo;"}[dst])
+        hops.append(
+            {"global": "mov.b64 %src, %gin;", "shared": "mov.b64 %src, %sh;", "local": "mov.b64 %src, %lo;"}[src]
+        )
+        hops.append(
+            {"global": "mov.b64 %dst, %gout;", "shared": "mov.b64 %dst, %sh;", "local": "mov.b64 %dst, %lo;"}[dst]
+        )
         hops.append(_vector_moves(src, dst))
     ptx = f"""{HEADER}
 .const .align 8 .b32 table[4] = {{11, 22, -33, 0x44444444}};
@@ -161,7 +166,8 @@ def load_store() -> Microkernel:
   ld.global.s8 %l0, [%gin+5]; ld.global.s32 %l1, [%gin+8]; st.global.v2.b64 [%gout+224], {{%l0, %l1}};
   ld.global.nc.L1::no_allocate.v4.b32 {{%r4, %r5, %r6, %r7}}, [%gin+16];
   st.global.v4.b32 [%gout+240], {{%r4, %r5, %r6, %r7}};
-  ld.volatile.global.b32 %r0, [%gin+20]; ld.relaxed.gpu.global.b32 %r1, [%gin+24]; ld.acquire.sys.global.b32 %r2, [%gin];
+  ld.volatile.global.b32 %r0, [%gin+20]; ld.relaxed.gpu.global.b32 %r1, [%gin+24];
+  ld.acquire.sys.global.b32 %r2, [%gin];
   ld.global.L2::cache_hint.b32 %r3, [%gin+28], %off;
   st.release.gpu.global.b32 [%gout+256], %r0; st.relaxed.gpu.global.b32 [%gout+260], %r1;
   st.global.cs.b32 [%gout+264], %r2; st.volatile.global.b32 [%gout+268], %r3;

@@ -86,7 +86,10 @@ def _values(kind: str, count_bytes: int, seed: int) -> np.ndarray:
         return small_floats(count_bytes // 4, "f32", seed).view(np.uint8)
     if a in ("s8", "u8"):
         return (hash32(count_bytes, seed) & np.uint32(0xFF)).astype(np.uint8)
-    codes = {"e4m3": (0x00, 0x38, 0x40, 0x44, 0xB8, 0xC0, 0x30, 0x80), "e5m2": (0x00, 0x3C, 0x40, 0x42, 0xBC, 0xC0, 0x38, 0x80)}
+    codes = {
+        "e4m3": (0x00, 0x38, 0x40, 0x44, 0xB8, 0xC0, 0x30, 0x80),
+        "e5m2": (0x00, 0x3C, 0x40, 0x42, 0xBC, 0xC0, 0x38, 0x80),
+    }
     table = np.array(codes[a], dtype=np.uint8)
     return table[hash32(count_bytes, seed) % np.uint32(8)]
 
@@ -111,7 +114,8 @@ def wgmma(shape: Shape, values: np.ndarray | None = None, name: str = "", pairs=
     scales = "" if integer else f", {sa}, {sb}"
     majors = "" if not half else f", {shape.trans_b}" if shape.a_in_registers else f", {shape.trans_a}, {shape.trans_b}"
     types = shape.types if not integer else f"s32.{shape.kind}.{shape.kind}"
-    mma = f"wgmma.mma_async.sync.aligned.m64n{shape.n}k{shape.k}.{types} {{{regs}}}, {a_operand}, %db, %p{scales}{majors};"
+    mma = f"wgmma.mma_async.sync.aligned.m64n{shape.n}k{shape.k}.{types} {{{regs}}}, "
+    mma += f"{a_operand}, %db, %p{scales}{majors};"
     stores = "\n".join(f"  st.global.b32 [%po+{4 * i}], %d{i};" for i in range(nd))
     size = 128 * nd * 4
     ptx = f"""{HEADER}
@@ -169,7 +173,10 @@ def _shapes() -> list[Shape]:
     return out
 
 
-WIDE = [(descriptor(0, 16, 1024, 1), descriptor(12 * 1024, 16, 1024, 1)), (descriptor(32, 0, 512, 2), descriptor(8192, 0, 512, 2))]
+WIDE = [
+    (descriptor(0, 16, 1024, 1), descriptor(12 * 1024, 16, 1024, 1)),
+    (descriptor(32, 0, 512, 2), descriptor(8192, 0, 512, 2)),
+]
 
 MMA_SYNC = (
     ("m16n8k16", "f32.f16.f16.f32", 4, 2, 4), ("m16n8k16", "f32.bf16.bf16.f32", 4, 2, 4),
@@ -234,11 +241,16 @@ def _rough_values(kind: str, count_bytes: int, seed: int, special: bool = False)
     if kind == "tf32":
         values = (bits & np.uint32(0x807FFFFF)) | (np.uint32(120) + spread) << np.uint32(23)
         return values.astype(np.uint32).view(np.uint8)
-    mantissa, first, odd = {"f16": (10, 8, (0x7C00, 0xFC00, 0x7E01, 0x0001)), "bf16": (7, 120, (0x7F80, 0xFF80, 0x7FC1, 0x0001))}[kind]
+    mantissa, first, odd = {
+        "f16": (10, 8, (0x7C00, 0xFC00, 0x7E01, 0x0001)),
+        "bf16": (7, 120, (0x7F80, 0xFF80, 0x7FC1, 0x0001)),
+    }[kind]
     values = (bits & np.uint32(0x8000 | (1 << mantissa) - 1)) | (np.uint32(first) + spread) << np.uint32(mantissa)
     if special:
         pick = hash32(len(values), seed + 1)
-        values = np.where(pick % np.uint32(160) == 0, np.array(odd, np.uint32)[(pick >> np.uint32(16)) % np.uint32(4)], values)
+        values = np.where(
+            pick % np.uint32(160) == 0, np.array(odd, np.uint32)[(pick >> np.uint32(16)) % np.uint32(4)], values
+        )
     return values.astype(np.uint16).view(np.uint8)
 
 

@@ -1,7 +1,7 @@
 """Tensor-map copies: every rank, element size and swizzle, boxes that hang over the edges, clipping stores, reductions.
 
-Loads: every CTA takes one coordinate from a list, fills its tile with 0xA5, loads the box and writes the whole tile out.
-Stores and reductions: one CTA works through the list in order, so that overlapping boxes have one result.
+Loads: every CTA takes one coordinate from a list, fills its tile with 0xA5, loads the box and writes the whole tile
+out. Stores and reductions: one CTA works through the list in order, so that overlapping boxes have one result.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import numpy as np
 from .inputs import bytes_, small_floats
 from .kernel import ELEMENT_BITS, Buffer, Microkernel, TensorMap
 from .lanewise import HEADER
-
 
 SWIZZLE_BYTES = {"none": 0, "32B": 32, "64B": 64, "128B": 128}
 
@@ -165,7 +164,12 @@ STORED:
 """
     source = bytes_(size * n, 131) if source is None else source
     first = np.full(case.tensor_bytes, 0xCD, dtype=np.uint8) if first is None else first
-    args = (case.map(), Buffer("coords", case.coord_array()), Buffer("in", source), Buffer("tensor", first, result=True))
+    args = (
+        case.map(),
+        Buffer("coords", case.coord_array()),
+        Buffer("in", source),
+        Buffer("tensor", first, result=True),
+    )
     return Microkernel(name or f"tma_store_{case.name}", ptx, args)
 
 
@@ -185,7 +189,8 @@ def _cases() -> list[Case]:
         Case("4d_f16", "f16", (24, 5, 4, 3), (8, 2, 3, 2),
              ((0, 0, 0, 0), (-1, 1, 1, 1), (17, 4, 2, 2), (0, -1, -2, -1), (8, 0, 3, 0), (24, 0, 0, 0), (16, 4, 2, 2))),
         Case("5d_u8", "u8", (32, 4, 3, 3, 2), (16, 2, 2, 1, 2),
-             ((0, 0, 0, 0, 0), (-8, 3, 2, 2, 1), (20, -1, -1, -1, -1), (16, 1, 1, 2, 0), (0, 0, 0, 3, 0), (-16, 3, 2, 2, 1),
+             ((0, 0, 0, 0, 0), (-8, 3, 2, 2, 1), (20, -1, -1, -1, -1), (16, 1, 1, 2, 0), (0, 0, 0, 3, 0), (-16, 3, 2,
+             2, 1),
               (16, 3, -1, 0, 1))),
         Case("2d_offset", "u16", (56, 12), (16, 8), ((0, 0), (-4, 6), (48, -2)), offset=48),
         Case("2d_nan_fill", "f16", (40, 12), (16, 8), ((0, 0), (-4, 6), (32, -2), (100, 0)), nan_fill=True),
@@ -201,7 +206,8 @@ def _cases() -> list[Case]:
                             ((0, 0), (inner, 8), (-inner // 2, -3), (5 * inner // 2, 30)), swizzle))  # fmt: skip
         half = width * 8 // 16 // 2  # a box narrower than the swizzle
         out.append(Case(f"2d_narrow_{swizzle}", "bf16", (4 * half, 24), (half, 16), ((0, 0), (half, 9)), swizzle))
-        out.append(Case(f"3d_{swizzle}", "bf16", (2 * half, 12, 3), (2 * half, 5, 2), ((0, 0, 0), (8, 9, 2), (-8, -1, 1), (4, 1, 0)),
+        out.append(Case(f"3d_{swizzle}", "bf16", (2 * half, 12, 3), (2 * half, 5, 2), ((0, 0, 0), (8, 9, 2), (-8, -1,
+        1), (4, 1, 0)),
                         swizzle))  # fmt: skip
     out.append(Case("2d_full_box", "u16", (72, 300), (8, 256), ((0, 0), (64, 100), (-4, 280))))
     return out
@@ -222,7 +228,14 @@ def reductions() -> list[Microkernel]:
     for element, names in table.items():
         bytes_each = ELEMENT_BITS[element] // 8
         inner = 32 // bytes_each
-        case = Case(element, element, (2 * inner, 10), (inner, 4), ((0, 0), (0, 2), (inner // 2, 1), (3 * inner // 2, 8), (inner // 2, 3)), pad=16)
+        case = Case(
+            element,
+            element,
+            (2 * inner, 10),
+            (inner, 4),
+            ((0, 0), (0, 2), (inner // 2, 1), (3 * inner // 2, 8), (inner // 2, 3)),
+            pad=16,
+        )
         for name in names:
             count = case.smem_bytes * len(case.coords) // bytes_each
             if element in ("f16", "bf16", "f32"):
@@ -341,9 +354,11 @@ FAULTS = (
 
 STORE_LIMITS = (
     Case("high_rows", "u16", (56, 19), (16, 8), ((0, 15), (48, 0))),
-    Case("outside_row", "u16", (56, 19), (16, 8), ((0, 19),)), Case("outside_column", "u16", (56, 19), (16, 8), ((56, 0),)),
+    Case("outside_row", "u16", (56, 19), (16, 8), ((0, 19),)), Case("outside_column", "u16", (56, 19), (16, 8), ((56,
+    0),)),
     Case("far_outside", "u16", (56, 19), (16, 8), ((8000, 5000),)),
-    Case("negative_row", "u16", (56, 19), (16, 8), ((0, -1),)), Case("negative_column", "u16", (56, 19), (16, 8), ((-8, 0),)),
+    Case("negative_row", "u16", (56, 19), (16, 8), ((0, -1),)), Case("negative_column", "u16", (56, 19), (16, 8),
+    ((-8, 0),)),
     Case("negative_outside", "u16", (56, 19), (16, 8), ((0, -8),)), Case("odd", "u16", (56, 19), (16, 8), ((4, 0),)),
     Case("negative_depth", "u8", (32, 4, 4), (16, 2, 2), ((0, 0, -1),)),
 )  # fmt: skip

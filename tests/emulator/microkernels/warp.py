@@ -51,7 +51,8 @@ def vote_ops() -> list[Op]:
                   "@%q redux.sync.add.u32 %d, %a, 0xaaaaaaaa;"))  # fmt: skip
     ops.append(op(f"elect.sync %t0|%p, {FULL}; selp.b32 %d, 256, 0, %p; or.b32 %d, %d, %t0;"))
     ops.append(op("mov.u32 %t1, %laneid; setp.ge.u32 %q, %t1, 4; mov.b32 %d, 9; "
-                  "@%q elect.sync %t0|%p, 0xfffffff0; @%q selp.b32 %d, 256, 0, %p; @%q or.b32 %d, %d, %t0;"))  # fmt: skip
+                  "@%q elect.sync %t0|%p, 0xfffffff0; @%q selp.b32 %d, 256, 0, %p; "
+                  "@%q or.b32 %d, %d, %t0;"))  # fmt: skip
     specials = ("%laneid", "%tid.x", "%ntid.x", "%ctaid.x", "%nctaid.x", "%lanemask_eq", "%lanemask_lt",
                 "%lanemask_le", "%lanemask_gt", "%lanemask_ge", "%tid.y", "%ntid.z", "%ctaid.z",
                 "%nctaid.y", "%clusterid.x", "%nclusterid.x", "%cluster_ctarank", "%cluster_nctarank",
