@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -60,6 +61,7 @@ def choose(device: torch.device, requested: str | None = None) -> str:
     return name
 
 
+@cache
 def native(device: torch.device) -> str:
     """The kernel backend of a CUDA device, by compute capability.
 

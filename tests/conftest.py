@@ -1,7 +1,12 @@
 """Settings that all tests share, and which tests this machine can run."""
 
+import os
+
 import torch
 from hypothesis import settings
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # workers share the cores
 
 # One example may compile or multiply matrices, so no deadline; the same examples in every run.
 settings.register_profile("cutefp4", deadline=None, derandomize=True, max_examples=60)

@@ -222,7 +222,9 @@ def test_backend_variable_and_argument(monkeypatch):
 @pytest.mark.parametrize("capability, expected", [((9, 0), "sm90"), ((10, 0), "sm100"), ((10, 3), "sm100")])
 def test_capability_chooses_the_kernels(capability, expected, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    cutefp4.backend.native.cache_clear()
     assert cutefp4.backend.choose(torch.device("cuda")) == expected
+    cutefp4.backend.native.cache_clear()
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (8, 9), (12, 0)])
