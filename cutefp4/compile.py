@@ -288,6 +288,39 @@ def use_loader(loader: Loader) -> Iterator[None]:
         _kernels = before
 
 
+class _Recorder(dict):
+    """In place of the loaded kernels: notes the plan that is asked for, and returns a kernel that does nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plans: dict[Plan, None] = {}
+
+    def get(self, plan: Plan) -> Kernel:
+        self.plans[plan] = None
+        return _do_nothing
+
+
+def _do_nothing(*arguments) -> None:
+    return None
+
+
+@contextmanager
+def record() -> Iterator[dict[Plan, None]]:
+    """While active, `get` compiles nothing and launches nothing; yields the plans that were asked for, in order.
+
+    Whatever calls the operations tells which kernels it needs: that is how warm-up finds its plans. Results of calls
+    are undefined. Not for use beside other threads that launch.
+    """
+    global _kernels
+    before, recorder = _kernels, _Recorder()
+    _kernels = _Kernels(_load_on_device)
+    _kernels.loaded = recorder
+    try:
+        yield recorder.plans
+    finally:
+        _kernels = before
+
+
 def stats() -> Stats:
     """A copy of this process's counters."""
     return replace(_stats)

@@ -8,6 +8,6 @@ from __future__ import annotations
 
 from cutefp4 import ops_quantize
 
-_OPERATIONS = {**ops_quantize.OPERATIONS}
+OPERATIONS = {**ops_quantize.OPERATIONS}
 
-OPS = {"sm90": _OPERATIONS, "sm100": _OPERATIONS}
+OPS = {"sm90": OPERATIONS, "sm100": OPERATIONS}

@@ -10,12 +10,12 @@ import sys
 
 import typer
 
-from cutefp4.cli import demo, doctor
+from cutefp4.cli import cache, demo, doctor, warmup
 from cutefp4.errors import CuteFP4Error
 
 USER_ERROR = 2
 
-_COMMANDS = (demo, doctor)
+_COMMANDS = (demo, doctor, warmup, cache)
 
 app = typer.Typer(
     name="cutefp4",
