@@ -1,10 +1,10 @@
 """Plans of the quantisation kernels: recipe, dtype and shape class to the fields that decide generated code.
 
-    CastRowsPlan    rowwise copy of 1x16 blocks, one read; token amax found in the same read if a row fits in registers
-    CastTilesPlan   128x128 tiles: either copy or both from one read, 16x16 blocks, Hadamard transform, groups
-    AmaxPlan        outer amaxes: tensor, rows, columns in one read
-    HadamardAmaxPlan    outer amaxes of the transformed columnwise copy
-    DequantizePlan  codes back to values
+CastRowsPlan    rowwise copy of 1x16 blocks, one read; token amax found in the same read if a row fits in registers
+CastTilesPlan   128x128 tiles: either copy or both from one read, 16x16 blocks, Hadamard transform, groups
+AmaxPlan        outer amaxes: tensor, rows, columns in one read
+HadamardAmaxPlan    outer amaxes of the transformed columnwise copy
+DequantizePlan  codes back to values
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ class CastRowsPlan(Plan):
         threads: per CTA.
         looped: rows longer than threads_per_row * blocks_per_thread blocks are walked in chunks (and read twice if
             their amax is to be found).
+        swiglu: "none", or how gate and up lie in the (M, 2N) input: "halves", "8", "16", "32".
     """
 
     builder: ClassVar[str] = "cutefp4.kernels.quantize.cast_rows:build"
@@ -73,6 +74,7 @@ class CastRowsPlan(Plan):
     blocks_per_thread: int = 3
     threads: int = 128
     looped: bool = False
+    swiglu: str = "none"
 
     @property
     def rows_per_cta(self) -> int:
@@ -215,3 +217,19 @@ class DequantizePlan(Plan):
     scaling: str
     scale_layout: str
     e4m3_max: int
+
+
+@dataclass(frozen=True)
+class SwigluPlan(Plan):
+    """SwiGLU of (M, 2I) to (M, I), rounded to the input's dtype.
+
+    Attributes:
+        dtype: of both.
+        layout: where gate and up lie: "halves", "8", "16" or "32".
+        vector_bytes: bytes per load, at most those of 8 elements.
+    """
+
+    builder: ClassVar[str] = "cutefp4.kernels.quantize.swiglu:build"
+    dtype: str
+    layout: str
+    vector_bytes: int = 16

@@ -19,9 +19,7 @@ from cutefp4.kernels.common import ptx
 def sign_factors(mask: Uint32, dtype: str) -> list[Float32]:
     """Factor of each of the 16 rows: +-0.25 for 16-bit input, +-1 for fp32."""
     one = 0x3F800000 if dtype == "float32" else 0x3E800000
-    return [
-        ptx.from_bits(((mask << Uint32(31 - row)) & Uint32(0x80000000)) | Uint32(one)) for row in range(16)
-    ]
+    return [ptx.from_bits(((mask << Uint32(31 - row)) & Uint32(0x80000000)) | Uint32(one)) for row in range(16)]
 
 
 def transform(x: list[Float32], factors: list[Float32], kind: str, dtype: str) -> list[Float32]:

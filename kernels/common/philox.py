@@ -1,6 +1,6 @@
 """Philox4x32-10, the counter-based generator of stochastic rounding.
 
-    round: (c0, c1, c2, c3) <- (hi(M1*c2) ^ c1 ^ k0, lo(M1*c2), hi(M0*c0) ^ c3 ^ k1, lo(M0*c0)),  then k += Weyl
+round: (c0, c1, c2, c3) <- (hi(M1*c2) ^ c1 ^ k0, lo(M1*c2), hi(M0*c0) ^ c3 ^ k1, lo(M0*c0)),  then k += Weyl
 """
 
 from cutlass import Uint32

@@ -171,6 +171,12 @@ def load_half(where: Int64, valid: Boolean) -> Uint32:
     return asm(text, Uint32, where, Uint32(valid), effect=True)
 
 
+def load_byte(where: Int64, valid: Boolean) -> Uint32:
+    """One byte, zero-extended; 0 if not valid."""
+    text = "{ .reg .pred p; setp.ne.u32 p, $2, 0; mov.b32 $0, 0; @p ld.global.nc.u8 $0, [$1]; }"
+    return asm(text, Uint32, where, Uint32(valid), effect=True)
+
+
 def store_words(where: Int64, words: tuple[Uint32, ...], valid: Boolean) -> None:
     """1, 2 or 4 words to a global address that is aligned to their size."""
     n = len(words)

@@ -13,6 +13,8 @@ chunks, twice if their amax is to be found.
 Tiled scales: rows are padded to 128 and columns to 4, and the padding is written as zeros by the threads that would own
 these blocks.
 
+With `swiglu` the input is h = silu(gate) * up of x (M, 2N), made in registers as it is loaded (swiglu.py).
+
 Arguments: x (M, N) with any row stride; codes (M, N/2) uint8; scales uint8, flat, in the layout of the plan; amax float32,
 (1,) or (M,), read or written; random int64 (2,): seed and offset of this copy (unused if rounding is nearest); ctas.
 """
@@ -29,10 +31,9 @@ from cutefp4.kernels.common import ptx
 from cutefp4.kernels.common.philox import key_schedule, philox
 from cutefp4.kernels.common.scale_layout import column_offset, row_offset
 from cutefp4.kernels.quantize.block_encode import encode_block, make_outer
-from cutefp4.kernels.quantize.input_block import BYTES, block_amax, load_block, unpack
+from cutefp4.kernels.quantize.input_block import BYTES, DTYPES, block_amax, load_block, unpack
+from cutefp4.kernels.quantize.swiglu import load_gated
 from cutefp4.quant_plan import CastRowsPlan
-
-DTYPES = {"bfloat16": cutlass.BFloat16, "float16": cutlass.Float16, "float32": cutlass.Float32}
 
 
 def row_reduce_max(value: Float32, plan: CastRowsPlan, slots, parity: Int32) -> Float32:
@@ -80,8 +81,13 @@ def load_chunk(plan: CastRowsPlan, io: RowsIo, row: Int32, first: Int32) -> list
     loaded = []
     for j in range(plan.blocks_per_thread):
         b = first + io.lane + Int32(j * plan.threads_per_row)
-        where = base + Int64(b) * Int64(16 * BYTES[plan.dtype])
-        loaded.append(load_block(where, (row < io.m) & (b < io.blocks), plan.dtype, plan.vector_bytes))
+        valid = (row < io.m) & (b < io.blocks)
+        if plan.swiglu != "none":
+            width = io.blocks * 16
+            loaded.append(load_gated(base, b, width, valid, plan.dtype, plan.swiglu, plan.vector_bytes))
+        else:
+            where = base + Int64(b) * Int64(16 * BYTES[plan.dtype])
+            loaded.append(load_block(where, valid, plan.dtype, plan.vector_bytes))
     return loaded
 
 
@@ -126,7 +132,7 @@ def build(plan: CastRowsPlan):
         x: cute.Tensor, codes: cute.Tensor, scales: cute.Tensor, amax: cute.Tensor, random: cute.Tensor
     ):
         m, n = x.shape
-        blocks = n // 16
+        blocks = n // 16 if plan.swiglu == "none" else n // 32
         tid = cute.arch.thread_idx()[0]
         seed, offset = Int64(random[0]), Int64(random[1])
         io = RowsIo(
@@ -187,9 +193,7 @@ def build(plan: CastRowsPlan):
     ):
         rows = (x.shape[0] + 127) // 128 * 128 if tiled else x.shape[0]
         grid = cutlass.min(ctas, cute.ceil_div(rows, rows_per_cta))
-        cast_rows_kernel(x, codes, scales, amax, random).launch(
-            grid=[grid, 1, 1], block=[threads, 1, 1], stream=stream
-        )
+        cast_rows_kernel(x, codes, scales, amax, random).launch(grid=[grid, 1, 1], block=[threads, 1, 1], stream=stream)
 
     m, n = cute.sym_int(), cute.sym_int(divisibility=16)
     size = BYTES[plan.dtype]

@@ -17,7 +17,9 @@ The strict division by the constant NUM is one multiplication and two FMAs (Mark
 
 from dataclasses import dataclass
 
-from cutlass import Boolean, Float32, Uint32
+import cutlass
+import cutlass.cute as cute
+from cutlass import Float32, Uint32
 
 from cutefp4.format import E2M1_MAX, E4M3_MAX, FLT_MAX, numerator
 from cutefp4.kernels.common import ptx
@@ -50,39 +52,62 @@ def candidates(bamax: Float32, outer: Outer) -> tuple[Candidate, Candidate]:
     return pair[0], pair[1]
 
 
-def _divide_by_numerator(a: Float32, e4m3_max: int, safe: Boolean) -> Float32:
+def _divide_by_numerator(a: Float32, e4m3_max: int, ieee: bool) -> Float32:
     """fl(a / NUM)."""
     n = Float32(numerator(e4m3_max))
+    if ieee:
+        return ptx.div(a, n)
     r = Float32(1.0 / numerator(e4m3_max))
-    text = (
-        "{ .reg .pred p; .reg .f32 q, e, d; setp.ne.u32 p, $4, 0; "
-        "@p mul.rn.f32 q, $1, $3; @p neg.f32 d, q; @p fma.rn.f32 e, d, $2, $1; @p fma.rn.f32 $0, e, $3, q; "
-        "@!p div.rn.f32 $0, $1, $2; }"
-    )
-    return ptx.asm(text, Float32, a, n, r, safe)
+    q = ptx.mul(a, r)
+    return ptx.fma(ptx.fma(-q, n, a), r, q)
+
+
+def _sum(differences: list[Float32], metric: str) -> Float32:
+    """|d| or d * d, added in ascending order."""
+    error = Float32(0.0)
+    for d in differences:
+        error = ptx.add(error, ptx.fabs(d) if metric == "mae" else ptx.mul(d, d))
+    return error
+
+
+def _strict_sum(x, products, amax: Float32, metric: str, e4m3_max: int, ieee: bool) -> Float32:
+    """Error sum in input units; `products` are |q * s|."""
+    differences = []
+    for value, product in zip(x, products, strict=True):
+        v = _divide_by_numerator(ptx.mul(product, amax), e4m3_max, ieee)
+        differences.append(ptx.sub(v, ptx.fabs(value)))
+    return _sum(differences, metric)
+
+
+@cute.jit
+def _strict_error(
+    x: cutlass.Constexpr,
+    products: cutlass.Constexpr,
+    amax: Float32,
+    metric: cutlass.Constexpr,
+    e4m3_max: cutlass.Constexpr,
+):
+    """`_strict_sum` with the cheap division where it is exact."""
+    error = Float32(0.0)
+    if (amax >= Float32(_SAFE_AMAX[0])) & (amax <= Float32(_SAFE_AMAX[1])):
+        error = _strict_sum(x, products, amax, metric, e4m3_max, False)
+    else:
+        error = _strict_sum(x, products, amax, metric, e4m3_max, True)
+    return error
 
 
 def line_error(
     x: list[Float32], outer: Outer, candidate: Candidate, metric: str, strict: bool, e4m3_max: int, arch: str
 ) -> tuple[Float32, Uint32, Uint32]:
     """(error sum, low word, high word of codes) of 16 elements under one candidate."""
-    factor = 1.0 if strict else _FAST_FACTOR
-    raw = raw_value(arch)
-    # s * 2^126 would overflow, so the strict path multiplies the missing powers in two steps.
-    first = Float32(_FAST_FACTOR / raw) if raw < 1 else Float32(_FAST_FACTOR)
-    scale = ptx.mul(candidate.scale, first)
+    # q carries 2^-126 on sm_90a; s * 2^126 would overflow, so the product keeps 2^-7.
+    scale = ptx.mul(candidate.scale, Float32(_FAST_FACTOR / raw_value(arch)))
+    low, magnitudes = encode_and_decode(x[:8], candidate.multiplier, arch)
+    high, more = encode_and_decode(x[8:], candidate.multiplier, arch)
+    products = [ptx.mul(q, scale) for q in magnitudes + more]
+    if strict:
+        products = [ptx.mul(p, Float32(1 / _FAST_FACTOR)) for p in products]
+        return _strict_error(x, products, outer.amax, metric, e4m3_max), low, high
     domain = ptx.mul(outer.s_enc, Float32(_FAST_FACTOR))
-    safe = (outer.amax >= Float32(_SAFE_AMAX[0])) & (outer.amax <= Float32(_SAFE_AMAX[1]))
-    error, words = Float32(0.0), []
-    for half in (x[:8], x[8:]):
-        word, magnitudes = encode_and_decode(half, candidate.multiplier, arch)
-        words.append(word)
-        for value, q in zip(half, magnitudes, strict=True):
-            product = ptx.mul(q, scale)
-            if strict:
-                product = ptx.mul(ptx.mul(product, Float32(factor / _FAST_FACTOR)), outer.amax)
-                d = ptx.sub(_divide_by_numerator(product, e4m3_max, safe), ptx.fabs(value))
-            else:
-                d = ptx.sub(product, ptx.mul(ptx.fabs(value), domain))
-            error = ptx.add(error, ptx.fabs(d) if metric == "mae" else ptx.mul(d, d))
-    return error, words[0], words[1]
+    differences = [ptx.sub(p, ptx.mul(ptx.fabs(v), domain)) for p, v in zip(products, x, strict=True)]
+    return _sum(differences, metric), low, high

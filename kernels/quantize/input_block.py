@@ -4,35 +4,43 @@ A block is a list of words: 8 for bfloat16 and float16 (two elements each, the f
 stays packed until it is encoded, which halves the registers of what is in flight.
 """
 
-from cutlass import Boolean, Float32, Int64, Uint32
+import cutlass
+from cutlass import Boolean, Float32, Int32, Int64, Uint32
 
 from cutefp4.kernels.common import ptx
 
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+DTYPES = {"bfloat16": cutlass.BFloat16, "float16": cutlass.Float16, "float32": cutlass.Float32}
 _SHORT = {"bfloat16": "bf16", "float16": "f16"}
 _NEGATIVE_ZEROS = 0x80008000
-_SCALE_OF_HALF = {"bfloat16": 16}
 
 
 def words_per_block(dtype: str) -> int:
     return 16 * BYTES[dtype] // 4
 
 
-def load_block(where: Int64, valid: Boolean, dtype: str, vector_bytes: int) -> list[Uint32]:
-    """16 consecutive elements from global memory, zeros if not valid.
+def load_block(
+    where: Int64, valid: Boolean, dtype: str, vector_bytes: int, remaining=None, count: int = 16
+) -> list[Uint32]:
+    """`count` consecutive elements from global memory, zeros if not valid.
 
     Args:
         where: address of the first element, a multiple of `vector_bytes`.
         vector_bytes: bytes per load instruction: 16, 8, 4 or 2.
+        remaining: elements from `where` to the end of the row, if a block may cross it (zeros behind it); the row must
+            end between two loads.
     """
-    words = []
-    total = 16 * BYTES[dtype]
+    size, words = BYTES[dtype], []
+
+    def inside(byte: int):
+        return valid if remaining is None else valid & (remaining > Int32(byte // size))
+
     if vector_bytes >= 4:
-        for i in range(0, total, vector_bytes):
-            words += ptx.load_words(where + Int64(i), vector_bytes // 4, valid)
+        for i in range(0, count * size, vector_bytes):
+            words += ptx.load_words(where + Int64(i), vector_bytes // 4, inside(i))
         return words
-    for i in range(0, total, 4):
-        low, high = (ptx.load_half(where + Int64(i + j), valid) for j in (0, 2))
+    for i in range(0, count * size, 4):
+        low, high = (ptx.load_half(where + Int64(i + j), inside(i + j)) for j in (0, 2))
         words.append(low | (high << Uint32(16)))
     return words
 
@@ -46,7 +54,7 @@ def to_float(word: Uint32, half: int, dtype: str) -> Float32:
 
 
 def unpack(words: list[Uint32], dtype: str) -> list[Float32]:
-    """16 fp32 values. Adding -0 changes no value, but makes every NaN positive, as `e2m1_encode` needs it."""
+    """The fp32 values of words. Adding -0 changes no value, but makes every NaN positive, as `e2m1_encode` needs it."""
     if dtype == "float32":
         return [ptx.add(ptx.from_bits(w), Float32(-0.0)) for w in words]
     values = []
@@ -54,6 +62,31 @@ def unpack(words: list[Uint32], dtype: str) -> list[Float32]:
         positive = ptx.asm(f"add.rn.{_SHORT[dtype]}x2 $0, $1, $2;", Uint32, word, Uint32(_NEGATIVE_ZEROS))
         values += [to_float(positive, half, dtype) for half in (0, 1)]
     return values
+
+
+def pack(values: list[Float32], dtype: str) -> list[Uint32]:
+    """fp32 values rounded once to the dtype, as words."""
+    if dtype == "float32":
+        return [ptx.bits(v) for v in values]
+    text = f"cvt.rn.{_SHORT[dtype]}x2.f32 $0, $2, $1;"
+    return [ptx.asm(text, Uint32, low, high) for low, high in zip(values[::2], values[1::2], strict=True)]
+
+
+def lower_bits(word: Uint32, dtype: str) -> Uint32:
+    """fp32 bits of the magnitude of the first element of a packed word."""
+    return ptx.bits(ptx.fabs(to_float(word, 0, dtype)))
+
+
+def upper_bits(word: Uint32, dtype: str) -> Uint32:
+    """fp32 bits of the magnitude of the second element of a packed word."""
+    return ptx.bits(ptx.fabs(to_float(word, 1, dtype)))
+
+
+def max_words(top: Uint32, word: Uint32, dtype: str) -> Uint32:
+    """Running maximum of magnitudes, lane by lane, NaN ignored. For 16-bit data the signs of the result mean nothing."""
+    if dtype == "float32":
+        return ptx.bits(ptx.fmax(ptx.from_bits(top), ptx.fabs(ptx.from_bits(word))))
+    return ptx.max_abs_16x2(top, word, _SHORT[dtype])
 
 
 def packed_amax(words: list[Uint32], dtype: str) -> Uint32:

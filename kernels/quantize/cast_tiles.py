@@ -1,0 +1,377 @@
+"""Cast in tiles of 128 rows x 256 bytes: rowwise copy, columnwise (transposed) copy, or both from one read of the input.
+
+    rowwise     codes (M, N/2), scales of (M, N/16)          blocks of 16 along N
+    columnwise  codes (N, M/2), scales of (N, M/16)          blocks of 16 along M, after the Hadamard transform if any
+
+256 threads a tile; each passes these steps, separated by barriers where shared memory changes hands:
+
+    load        blocks of 16 elements into registers (4 a thread for 16-bit input), and into swizzled shared memory
+    outers      outer amaxes of the tile's 128 rows and columns to encode factors in shared memory (token scaling)
+    tile amax   16x16 blocks: shared-memory maxima of the lines' amaxes
+    rows        encode and store from the registers
+    columns     read 16 rows x 1 word (two columns of 16-bit data) from shared memory, [transform], encode and store
+
+4over6 on 16x16 blocks sums the errors of 16 lines by a fixed tree (`tile_choice.py`); the columnwise copy takes the
+rowwise pass's decision ("shared") or makes its own ("recomputed").
+
+A warp's column stores cover 4 columns x 64 bytes. The padding of tiled scales is written as zeros. N must be a multiple of
+16 for the rowwise copy, M for the columnwise copy (groups are padded to 64 instead); row strides are free.
+
+Arguments: x (M, N); row codes, row scales, column codes, column scales (uint8, flat); row amax, column amax (float32);
+random int64 (4,): seed and offset of the rowwise, then of the columnwise copy; offs int32 (E,); mask: signs of the
+transform; ctas. Outputs of a copy that is not wanted are never touched.
+"""
+
+from dataclasses import dataclass
+
+import cuda.bindings.driver as cuda
+import cutlass
+import cutlass.cute as cute
+from cutlass import Float32, Int32, Int64, Uint32
+from cutlass.cute.runtime import make_fake_stream, make_fake_tensor
+
+from cutefp4.kernels.common import ptx
+from cutefp4.kernels.common.hadamard16 import sign_factors, transform
+from cutefp4.kernels.common.philox import key_schedule, philox
+from cutefp4.kernels.common.scale_layout import column_offset, row_offset
+from cutefp4.kernels.quantize import tile_choice, tile_smem
+from cutefp4.kernels.quantize.block_encode import encode_block, encode_line, make_outer
+from cutefp4.kernels.quantize.block_scale import Outer
+from cutefp4.kernels.quantize.input_block import BYTES, DTYPES, block_amax, load_block, to_float, unpack, values_amax
+from cutefp4.kernels.quantize.tile_map import TileRows, in_groups, single
+from cutefp4.quant_plan import CastTilesPlan
+
+THREADS = 256
+GROUPS = 8  # 16-row groups of a tile
+
+
+@dataclass(frozen=True)
+class TileIo:
+    """Addresses and sizes of one launch, and where this tile lies."""
+
+    x: Int64
+    x_stride: Int64
+    row_codes: Int64
+    row_scales: Int64
+    col_codes: Int64
+    col_scales: Int64
+    row_amax: Int64
+    col_amax: Int64
+    n: Int32
+    col_stride: Int64  # bytes of a row of columnwise codes
+    first_column: Int32
+    rows: TileRows
+    tid: Int32
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Shared-memory addresses; 0 where the plan needs none."""
+
+    tile: Uint32
+    outers: Uint32
+    choice: tile_choice.ChoiceSlots | None
+
+
+@dataclass(frozen=True)
+class Random:
+    """Offset and round keys of one copy."""
+
+    counter: tuple[Uint32, Uint32]
+    keys: list
+
+    def words(self, plan: CastTilesPlan, block: Int32, row: Int32):
+        """Random words of a block of the copy, None if the recipe rounds to nearest."""
+        if plan.math.rounding != "stochastic":
+            return None
+        return philox((*self.counter, Uint32(block), Uint32(row)), self.keys)
+
+
+def blocks_per_row(plan: CastTilesPlan) -> int:
+    return plan.tile_columns // 16
+
+
+def items_per_thread(plan: CastTilesPlan) -> int:
+    """Blocks of the tile that a thread loads: 4 for 16-bit input, 2 for fp32."""
+    return 128 * blocks_per_row(plan) // THREADS
+
+
+def row_item(plan: CastTilesPlan, tid: Int32, j: int) -> tuple[Int32, Int32]:
+    """(row of the tile, block of the row) of this thread's block j."""
+    across = blocks_per_row(plan)
+    return tid // across + Int32(j * (THREADS // across)), tid % across
+
+
+def load_tile(plan: CastTilesPlan, io: TileIo) -> list:
+    """This thread's blocks; zeros outside the matrix."""
+    loaded = []
+    for j in range(items_per_thread(plan)):
+        r, b = row_item(plan, io.tid, j)
+        row, column = io.rows.local + r, io.first_column + b * 16
+        where = io.x + Int64(io.rows.begin + row) * io.x_stride + Int64(column) * Int64(BYTES[plan.dtype])
+        inside = io.n - column if plan.partial_columns else None
+        valid = (row < io.rows.rows) & (column < io.n)
+        loaded.append(load_block(where, valid, plan.dtype, plan.vector_bytes, inside))
+    return loaded
+
+
+def _outer_vector(plan: CastTilesPlan, amax: Int64, index: Int32, valid, shared: Uint32, slot: Int32) -> None:
+    """Encode factors of one outer amax to a 16-byte slot."""
+    value = ptx.from_bits(ptx.load_words(amax + Int64(index) * Int64(4), 1, valid)[0])
+    outer = make_outer(value, plan.math)
+    words = tuple(ptx.bits(v) for v in (outer.amax, outer.s_enc, outer.block_factor, outer.s_dec))
+    ptx.store_shared(shared + Uint32(slot) * Uint32(16), words)
+
+
+def read_outer(shared: Uint32, slot: Int32) -> Outer:
+    """The factors that `_outer_vector` stored."""
+    return Outer(*(ptx.from_bits(w) for w in ptx.load_shared(shared + Uint32(slot) * Uint32(16), 4)))
+
+
+def scalar_outer(plan: CastTilesPlan, amax: Int64, io: TileIo) -> Outer:
+    """The one outer amax of the tensor or group."""
+    return make_outer(
+        ptx.from_bits(ptx.load_words(amax + Int64(io.rows.group) * Int64(4), 1, io.rows.exists)[0]), plan.math
+    )
+
+
+@cute.jit
+def fill_outers(plan: cutlass.Constexpr, io: cutlass.Constexpr, shared: cutlass.Constexpr):
+    """Encode factors of the tile's rows (threads 0..127) and columns (128..255) to shared memory."""
+    slot = io.tid % 128
+    if io.tid < 128:
+        if cutlass.const_expr(plan.rowwise):
+            row = io.rows.local + slot
+            _outer_vector(plan, io.row_amax, io.rows.begin + row, row < io.rows.rows, shared.outers, io.tid)
+    else:
+        if cutlass.const_expr(plan.columnwise):
+            column = io.first_column + slot
+            valid = (column < io.n) & (slot < plan.tile_columns)
+            _outer_vector(plan, io.col_amax, io.rows.group * io.n + column, valid, shared.outers, io.tid)
+
+
+def store_row_block(plan: CastTilesPlan, io: TileIo, done, row: Int32, block: Int32) -> None:
+    """Codes and scale of block `block` of local row `row` of the rowwise copy."""
+    blocks, tiled = io.n // 16, plan.scale_layout == "tiled"
+    valid = (row < io.rows.rows) & (block < blocks)
+    global_row = io.rows.begin + row
+    where = io.row_codes + (Int64(global_row) * Int64(blocks) + Int64(block)) * Int64(8)
+    ptx.store_words(where, (done.low, done.high), valid)
+    if tiled:
+        scale_row = io.rows.scale_row - io.rows.local + row
+        where = io.row_scales + row_offset(scale_row, blocks, "tiled") + Int64(column_offset(block, "tiled"))
+        ptx.store_byte(where, ptx.select(valid, done.scale, Uint32(0)), block < (blocks + 3) // 4 * 4)
+    else:
+        where = io.row_scales + Int64(global_row) * Int64(blocks) + Int64(block)
+        ptx.store_byte(where, done.scale, valid)
+
+
+def store_column_block(plan: CastTilesPlan, io: TileIo, done, column: Int32, group: Int32) -> None:
+    """Codes and scale of 16-row group `group` (counted from the matrix's or group's first row) of a column."""
+    blocks, tiled = io.rows.rows_k // 16, plan.scale_layout == "tiled"
+    valid = (column < io.n) & (group < blocks)
+    where = io.col_codes + Int64(column) * io.col_stride + Int64(io.rows.k_start // 2) + Int64(group) * Int64(8)
+    ptx.store_words(where, (done.low, done.high), valid)
+    if tiled:
+        padded_n = (io.n + 127) // 128 * 128
+        start = Int64(padded_n) * Int64(io.rows.k_start // 16)
+        where = io.col_scales + start + row_offset(column, blocks, "tiled") + Int64(column_offset(group, "tiled"))
+        inside = (column < padded_n) & (group < (blocks + 3) // 4 * 4)
+        ptx.store_byte(where, ptx.select(valid, done.scale, Uint32(0)), inside)
+    else:
+        where = io.col_scales + Int64(column) * (io.col_stride // Int64(8)) + Int64(io.rows.k_start // 16 + group)
+        ptx.store_byte(where, done.scale, valid)
+
+
+def encode_rows(plan: CastTilesPlan, io: TileIo, shared: Shared, loaded: list, random: Random, outer) -> None:
+    """Encode the blocks in registers and store them in the rowwise copy."""
+    for j, words in enumerate(loaded):
+        r, b = row_item(plan, io.tid, j)
+        row, block = io.rows.local + r, io.first_column // 16 + b
+        mine = read_outer(shared.outers, r) if plan.token else outer
+        x, words4 = unpack(words, plan.dtype), random.words(plan, block, row)
+        if plan.block == "1d":
+            done = encode_block(x, block_amax(words, plan.dtype), mine, plan.math, plan.arch, words4)
+        else:
+            amax, four = tile_choice.read(plan, shared.choice, r // 16, b)
+            done = encode_line(x, amax, four, mine, plan.math, plan.arch, words4)
+        store_row_block(plan, io, done, row, block)
+
+
+def column_values(plan: CastTilesPlan, words: list[Uint32]) -> list[list[Float32]]:
+    """The 16 values of each column (two of 16-bit data, one of fp32) in 16 words."""
+    if plan.dtype == "float32":
+        return [unpack(words, plan.dtype)]
+    both = unpack(words, plan.dtype)
+    return [both[0::2], both[1::2]]
+
+
+def column_item(plan: CastTilesPlan, tid: Int32, j: int) -> tuple[Int32, Int32, Int32]:
+    """(16-row group, chunk of 16 bytes, word of the chunk) of this thread's column item j."""
+    return (tid // 4) % GROUPS, tid // 32 + Int32(j * (THREADS // 32)), tid % 4
+
+
+def encode_columns(plan: CastTilesPlan, io: TileIo, shared: Shared, random: Random, outer, factors) -> None:
+    """Read columns back, [transform], encode and store them in the columnwise copy."""
+    per_word = 4 // BYTES[plan.dtype]
+    for j in range(2):
+        g, chunk, word = column_item(plan, io.tid, j)
+        words = tile_smem.read_column(shared.tile, g, chunk, word)
+        group = io.rows.local // 16 + g
+        for i, values in enumerate(column_values(plan, words)):
+            in_tile = (chunk * 4 + word) * per_word + Int32(i)
+            column = io.first_column + in_tile
+            mine = read_outer(shared.outers, in_tile + 128) if plan.token else outer
+            words4 = random.words(plan, group, column)
+            if plan.rht != "none":
+                values = transform(values, factors, plan.rht, plan.dtype)
+            if plan.block == "1d":
+                done = encode_block(values, values_amax(values), mine, plan.math, plan.arch, words4)
+            else:
+                amax, four = tile_choice.read(plan, shared.choice, g, in_tile // 16)
+                done = encode_line(values, amax, four, mine, plan.math, plan.arch, words4)
+            store_column_block(plan, io, done, column, group)
+
+
+def row_lines(plan: CastTilesPlan, io: TileIo, loaded: list):
+    """(16-row group, block column, line in the 16x16 block, values) of this thread's blocks."""
+    for j, words in enumerate(loaded):
+        r, b = row_item(plan, io.tid, j)
+        yield r // 16, b, r % 16, unpack(words, plan.dtype)
+
+
+def column_lines(plan: CastTilesPlan, io: TileIo, shared: Shared):
+    """The same for the lines of the columnwise copy."""
+    per_word = 4 // BYTES[plan.dtype]
+    for j in range(2):
+        g, chunk, word = column_item(plan, io.tid, j)
+        words = tile_smem.read_column(shared.tile, g, chunk, word)
+        for i, values in enumerate(column_values(plan, words)):
+            in_tile = (chunk * 4 + word) * per_word + Int32(i)
+            yield g, in_tile // 16, in_tile % 16, values
+
+
+def build(plan: CastTilesPlan):
+    """The kernel of a plan, and fake arguments for compiling it."""
+    two_d, fours = plan.block == "2d", plan.math.four_over_six != "none"
+
+    @cute.kernel
+    def cast_tiles_kernel(
+        x: cute.Tensor,
+        row_codes: cute.Tensor,
+        row_scales: cute.Tensor,
+        col_codes: cute.Tensor,
+        col_scales: cute.Tensor,
+        row_amax: cute.Tensor,
+        col_amax: cute.Tensor,
+        random: cute.Tensor,
+        offs: cute.Tensor,
+        mask: Int32,
+        col_stride: Int64,
+    ):
+        m, n = x.shape
+        tile_n, tile_m, _ = cute.arch.block_idx()
+        tid = cute.arch.thread_idx()[0]
+        rows = in_groups(tile_m, offs) if plan.grouped else single(tile_m, m)
+        io = TileIo(
+            x=ptx.address(x),
+            x_stride=Int64(x.stride[0]) * Int64(BYTES[plan.dtype]),
+            row_codes=ptx.address(row_codes),
+            row_scales=ptx.address(row_scales),
+            col_codes=ptx.address(col_codes),
+            col_scales=ptx.address(col_scales),
+            row_amax=ptx.address(row_amax),
+            col_amax=ptx.address(col_amax),
+            n=n,
+            col_stride=col_stride,
+            first_column=tile_n * plan.tile_columns,
+            rows=rows,
+            tid=tid,
+        )
+        randoms = []
+        for seed, offset in ((random[0], random[1]), (random[2], random[3])):
+            keys = key_schedule(Uint32(seed), Uint32(seed >> Int64(32)))
+            randoms.append(Random((Uint32(offset), Uint32(offset >> Int64(32))), keys))
+        shared = Shared(
+            tile=_allocate(tile_smem.TILE_BYTES) if plan.columnwise else Uint32(0),
+            outers=_allocate(16 * 256) if plan.token else Uint32(0),
+            choice=tile_choice.allocate(plan, _allocate) if two_d else None,
+        )
+        row_outer = col_outer = None
+        if cutlass.const_expr(not plan.token):
+            row_outer = scalar_outer(plan, io.row_amax, io)
+            col_outer = scalar_outer(plan, io.col_amax, io)
+
+        if rows.exists:
+            loaded = load_tile(plan, io)
+            if cutlass.const_expr(plan.columnwise):
+                for j in cutlass.range_constexpr(items_per_thread(plan)):
+                    tile_smem.write_block(shared.tile, *row_item(plan, tid, j), loaded[j])
+            if cutlass.const_expr(plan.token):
+                fill_outers(plan, io, shared)
+            if cutlass.const_expr(two_d):
+                tile_choice.clear(shared.choice, tid)
+                cute.arch.sync_threads()
+                tile_choice.add_amaxes(
+                    plan, shared.choice, tid, [row_item(plan, tid, j) for j in range(len(loaded))], loaded
+                )
+            cute.arch.sync_threads()
+            if cutlass.const_expr(two_d and fours and (plan.rowwise or plan.columnwise_fours == "shared")):
+                tile_choice.decide(plan, shared.choice, row_lines(plan, io, loaded), row_outer, tid)
+            if cutlass.const_expr(plan.rowwise):
+                encode_rows(plan, io, shared, loaded, randoms[0], row_outer)
+            if cutlass.const_expr(plan.columnwise):
+                if cutlass.const_expr(two_d and fours and plan.columnwise_fours == "recomputed"):
+                    cute.arch.sync_threads()
+                    tile_choice.decide(plan, shared.choice, column_lines(plan, io, shared), col_outer, tid)
+                factors = sign_factors(Uint32(mask), plan.dtype) if plan.rht != "none" else None
+                encode_columns(plan, io, shared, randoms[1], col_outer, factors)
+
+    @cute.jit
+    def cast_tiles(
+        x: cute.Tensor,
+        row_codes: cute.Tensor,
+        row_scales: cute.Tensor,
+        col_codes: cute.Tensor,
+        col_scales: cute.Tensor,
+        row_amax: cute.Tensor,
+        col_amax: cute.Tensor,
+        random: cute.Tensor,
+        offs: cute.Tensor,
+        mask: Int32,
+        col_stride: Int64,
+        stream: cuda.CUstream,
+    ):
+        m, n = x.shape
+        tiles_m = (m + 127) // 128
+        if cutlass.const_expr(plan.grouped):
+            tiles_m = m // 128 + offs.shape[0]
+        tiles_n = (n + 127) // 128 * (128 // plan.tile_columns)
+        cast_tiles_kernel(
+            x, row_codes, row_scales, col_codes, col_scales, row_amax, col_amax, random, offs, mask, col_stride
+        ).launch(grid=[tiles_n, tiles_m, 1], block=[THREADS, 1, 1], stream=stream)
+
+    size = BYTES[plan.dtype]
+
+    def flat(dtype, align):
+        return make_fake_tensor(dtype, (cute.sym_int64(),), (1,), assumed_align=align)
+
+    return cast_tiles, (
+        make_fake_tensor(
+            DTYPES[plan.dtype], (cute.sym_int(), cute.sym_int()), (cute.sym_int64(), 1), assumed_align=size
+        ),
+        *(flat(cutlass.Uint8, 16) for _ in range(4)),
+        *(flat(cutlass.Float32, 4) for _ in range(2)),
+        make_fake_tensor(cutlass.Int64, (4,), (1,), assumed_align=8),
+        flat(cutlass.Int32, 4)
+        if not plan.grouped
+        else make_fake_tensor(cutlass.Int32, (cute.sym_int(),), (1,), assumed_align=4),
+        Int32(0),
+        Int64(0),
+        make_fake_stream(use_tvm_ffi_env_stream=True),
+    )
+
+
+def _allocate(size: int) -> Uint32:
+    """Address of `size` bytes of shared memory."""
+    return Uint32(cute.arch.alloc_smem(cutlass.Uint8, size, alignment=128).toint())

@@ -1,0 +1,58 @@
+"""4over6 in every combination against the oracle."""
+
+import itertools
+
+import pytest
+import torch
+
+from cutefp4.recipe import QuantRecipe
+from tests import cases
+from tests.kernels.machines import check, on_gpu, on_machines
+
+FORMS = [
+    QuantRecipe(four_over_six=metric, four_over_six_error=error, e4m3_max=top)
+    for metric, error, top in itertools.product(("mae", "mse"), ("strict", "fast"), (448, 256))
+]
+VARIANTS = [
+    {},
+    {"scaling": "token", "arithmetic": "per_token"},
+    {"block": "2d"},
+    {"block": "2d", "four_over_six_columnwise": "recomputed", "scaling": "token"},
+    {"rht": "fp32"},
+    {"rounding": "stochastic"},
+    {"rht": "bf16", "rounding": "stochastic", "scaling": "token", "scale_layout": "compact"},
+]
+BOTH = {"rowwise": True, "columnwise": True}
+
+
+@on_machines
+@pytest.mark.parametrize("form", FORMS, ids=QuantRecipe.describe)
+def test_rowwise(machine, form):
+    check(machine, cases.matrix(10, 96, "normal", 3), form)
+
+
+@on_machines
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("form", [FORMS[1], FORMS[6]], ids=QuantRecipe.describe)
+def test_both_copies(machine, form, variant):
+    check(machine, cases.matrix(48, 80, "normal", 3), form.replace(**variant), seed=3, offset=4, **BOTH)
+
+
+@on_gpu
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("form", FORMS, ids=QuantRecipe.describe)
+def test_many(machine, form, variant):
+    for kind, rows, k in (("normal", 512, 768), ("heavy", 272, 144)):
+        kind = "normal" if "rht" in variant else kind
+        check(machine, cases.matrix(rows, k, kind, 3), form.replace(**variant), seed=3, offset=4, **BOTH)
+
+
+@on_machines
+@pytest.mark.parametrize("form", FORMS[::3], ids=QuantRecipe.describe)
+def test_special_values(machine, form):
+    for dtype in (torch.bfloat16, torch.float32):
+        check(machine, cases.specials(dtype=dtype), form)
+        check(machine, cases.specials(dtype=dtype, inf=False), form, **BOTH)
+    x = cases.matrix(16, 64, "heavy", 1, torch.float32)
+    for scale in (1e-38, 1e-33, 1e33, 1e36):
+        check(machine, x * (scale / x.abs().max()), form)

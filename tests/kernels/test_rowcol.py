@@ -1,0 +1,108 @@
+"""Both copies from one read, and the columnwise copy alone: 1x16 and 16x16 blocks, RHT, stochastic rounding, 4over6."""
+
+import pytest
+import torch
+
+from cutefp4.recipe import QuantRecipe
+from tests import cases
+from tests.kernels.machines import check, on_gpu, on_machines
+
+TE = QuantRecipe()
+TOKEN = QuantRecipe(scaling="token", arithmetic="per_token")
+BOTH = {"rowwise": True, "columnwise": True}
+RECIPES = [
+    TE,
+    TOKEN,
+    TE.replace(block="2d"),
+    TOKEN.replace(block="2d", scale_layout="compact"),
+    TE.replace(arithmetic="torchao", scale_layout="compact"),
+    TOKEN.replace(rounding="stochastic"),
+]
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+
+
+@on_machines
+@pytest.mark.parametrize("recipe", RECIPES, ids=QuantRecipe.describe)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_both_copies(machine, recipe, dtype):
+    for rows, k in ((16, 16), (48, 80), (144, 208)):
+        check(machine, cases.matrix(rows, k, "heavy", rows, dtype), recipe, seed=7, offset=3, **BOTH)
+
+
+@on_gpu
+@pytest.mark.parametrize("recipe", RECIPES, ids=QuantRecipe.describe)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_many_shapes(machine, recipe, dtype):
+    for rows, k in [*cases.odd_shapes(8, multiple=(16, 16), largest=1500), (4096, 1536), (304, 2112)]:
+        check(machine, cases.matrix(rows, k, "row_scaled", k, dtype), recipe, seed=2**40, offset=2**33, **BOTH)
+
+
+@on_machines
+@pytest.mark.parametrize("recipe", [TE, TOKEN, TE.replace(block="2d")], ids=QuantRecipe.describe)
+def test_columnwise_alone_with_any_number_of_columns(machine, recipe):
+    for rows, k in ((16, 1), (32, 37), (144, 131)):
+        for dtype in DTYPES:
+            check(machine, cases.matrix(rows, k, "heavy", 1, dtype), recipe, rowwise=False, columnwise=True)
+
+
+@on_machines
+def test_two_dimensional_blocks_rowwise_alone(machine):
+    for rows in (1, 17, 40):
+        check(machine, cases.matrix(rows, 48, "heavy", 4), TE.replace(block="2d"))
+
+
+@on_machines
+@pytest.mark.parametrize("kind", ["bf16", "fp32"])
+@pytest.mark.parametrize("recipe", [TE, TOKEN, TE.replace(rounding="stochastic")], ids=QuantRecipe.describe)
+@pytest.mark.parametrize("mask", [0xD7E8, 0xACE1, 0])
+def test_hadamard(machine, kind, recipe, mask):
+    recipe = recipe.replace(rht=kind, rht_sign_mask=mask)
+    for rows, k in ((16, 16), (144, 80)):
+        check(machine, cases.matrix(rows, k, "normal", rows), recipe, seed=1, offset=2, **BOTH)
+    check(machine, cases.matrix(48, 33, "normal", 8), recipe, seed=1, offset=2, rowwise=False, columnwise=True)
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_hadamard_many_shapes(machine, dtype):
+    for recipe in (TE.replace(rht="fp32"), TOKEN.replace(rht="fp32")):
+        for rows, k in [(16, 16), (2048, 1024), (304, 2112)]:
+            check(machine, cases.matrix(rows, k, "row_scaled", k, dtype), recipe, **BOTH)
+
+
+@on_machines
+@pytest.mark.parametrize("recipe", RECIPES[:4], ids=QuantRecipe.describe)
+def test_special_values(machine, recipe):
+    for dtype in DTYPES:
+        check(machine, cases.specials(dtype=dtype), recipe, **BOTH)
+        check(machine, -cases.specials(dtype=dtype, inf=False), recipe, **BOTH)
+
+
+@on_machines
+def test_given_amaxes(machine):
+    x = cases.matrix(32, 64, "row_scaled", 9)
+    check(machine, x, TE, amax=torch.tensor(3.7), **BOTH)
+    check(machine, x, TE, amax=torch.tensor(3.7), columnwise_amax=torch.tensor(9.0), **BOTH)
+    check(machine, x, TOKEN, amax=torch.linspace(0, 5, 32), **BOTH)
+    check(machine, x, TOKEN, columnwise_amax=torch.linspace(0, 5, 64), **BOTH)
+    check(machine, x, TE.replace(rht="fp32"), amax=torch.tensor(3.7), **BOTH)
+    check(machine, x, TOKEN.replace(block="2d"), amax=torch.linspace(0, 5, 32), **BOTH)
+
+
+@on_machines
+def test_strided_misaligned_and_batched(machine):
+    check(machine, cases.strided(cases.matrix(32, 160, "distinct")), TOKEN, **BOTH)
+    wide = cases.matrix(32, 77, "distinct", dtype=torch.float32)
+    check(machine, wide[:, 3:67], TE, **BOTH)
+    check(machine, wide.half()[:, 3:67], TE.replace(rht="fp32"), **BOTH)
+    check(machine, cases.batch(2, 32, 48), TOKEN, **BOTH)
+
+
+@on_machines
+def test_stochastic_states(machine):
+    recipe = TE.replace(rounding="stochastic")
+    x = cases.matrix(32, 64, "normal", 2)
+    for seed, offset in ((0, 0), (-1, 2**63 - 1), (2**64 - 1, 2**63), (123, 2**32 - 1)):
+        check(machine, x, recipe, seed=seed, offset=offset, **BOTH)
+    check(machine, x, recipe, seed=torch.tensor(5), offset=torch.tensor(2**32 - 1), **BOTH)
+    check(machine, cases.specials(), recipe, seed=1, offset=1)
