@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cutefp4.errors import OperandError
-from cutefp4.format import gemm_constant, pack_codes
+from cutefp4.format import gemm_constant, numerator, pack_codes
 from cutefp4.operand import Nvfp4Operand
 from cutefp4.recipe import QuantRecipe
 from cutefp4.reference import decoded, dequantize, epilogue, gemm, gemm_accumulator, in_exact_regime, quantize, rel_l2
@@ -54,33 +54,21 @@ def test_accumulator_is_exact(seed, k):
 
 
 def test_accumulator_is_exact_where_one_fp64_product_is_not():
-    """Largest and smallest terms side by side over a long K, with sums beyond 2**53 units of 2**-20."""
-    k = 1 << 16
+    """The smallest terms first, then large ones that reach beyond 2**53 units of 2**-20, and cancel in the end."""
+    k, units = (1 << 16) + 16, 1 << 20
     codes = torch.full((2, k), 7)
+    codes[:, :16], codes[1, 0] = 1, 0
     scales = torch.full((2, k // 16), 0x7E)
-    scales[:, -1] = 0x01
-    codes[:, -16:] = 1
-    codes[1, -1] = 0
+    scales[:, 0] = 0x01
     a = operand_of(codes, scales)
-    units = 1 << 20
-    large, small = (6 * 448) ** 2 * (k - 16), Fraction(1, units)
-    assert large * units > 1 << 53
-    exact = [[large + 16 * small, large + 15 * small], [large + 15 * small, large + 15 * small]]
-    expected = torch.tensor([[float(v) for v in row] for row in exact], dtype=torch.float64)
+    large = int(numerator(448)) ** 2 * (k - 16) * units
+    assert large > 1 << 57
+    exact = [[large + 16, large + 15], [large + 15, large + 15]]
+    expected = torch.tensor([[v / units for v in row] for row in exact], dtype=torch.float64)
     assert torch.equal(gemm_accumulator(a, a), expected)
-    flipped = codes.clone()
-    flipped[:, : (k - 16) // 2] |= 8  # the large terms cancel: what is left is tiny and must be right
-    left = gemm_accumulator(a, operand_of(flipped, scales)) * units
+    codes[:, 16 : 16 + (1 << 15)] |= 8
+    left = gemm_accumulator(a, operand_of(codes, scales)) * units
     assert left.tolist() == [[16, 15], [15, 15]]
-
-
-def test_a_naive_fp64_product_would_lose_terms():
-    """The same data in one fp64 product: why the operand is split."""
-    k = 1 << 16
-    a = random_operand(1, k, 1, 0x78, 0x7F)
-    tiny = operand_of(torch.ones(1, k, dtype=torch.long), torch.full((1, k // 16), 0x01))
-    exact = sum(Fraction(v) for v in decoded(a)[0].tolist()) * Fraction(1, 1024)
-    assert Fraction(float(gemm_accumulator(a, tiny))) == exact
 
 
 @pytest.mark.parametrize("scale_layout", ["tiled", "compact"])
@@ -168,11 +156,17 @@ def test_order_of_the_epilogue(profile):
         assert_same_bits(gemm(a, b, bias=bias, c=c, beta=beta, **fp32), expected, f"beta {beta}")
 
 
-def test_the_order_is_visible():
-    a, b = pair(64, 64, 256, "pt", "row_scaled")
-    acc, constant = gemm_accumulator(a, b).float(), gemm_constant(448, 448)
-    left_to_right = ((constant * a.amax[:, None]) * b.amax[None, :]) * acc
-    assert not torch.equal(left_to_right, gemm(a, b, out_dtype=torch.float32))
+def test_factors_go_in_from_the_inside():
+    """Operands of few bits hide the order; factors and accumulators of 24 bits show it."""
+    acc = matrix(40, 30, seed=1, dtype=torch.float32)
+    alpha_a, alpha_b = (matrix(1, n, seed=n, dtype=torch.float32)[0].abs() for n in (40, 30))
+    constant = gemm_constant(448, 448)
+    got = epilogue(acc, alpha_a, alpha_b, constant, out_dtype=torch.float32)
+    assert_same_bits(got, numpy_epilogue(acc.numpy(), alpha_a.numpy(), alpha_b.numpy(), constant))
+    swapped = epilogue(acc.T, alpha_b, alpha_a, constant, out_dtype=torch.float32).T
+    left_to_right = ((constant * alpha_a[:, None]) * alpha_b[None, :]) * acc
+    for other in (swapped, left_to_right):
+        assert float((other != got).float().mean()) > 0.05
 
 
 def test_bf16_and_fp16_are_the_cast_fp32_result():
@@ -226,12 +220,15 @@ def test_fma_differs_from_two_roundings():
     x = torch.tensor([1 + 2.0**-12])
     assert float(fma(x, x, torch.tensor([-1.0]))) == (1 + 2.0**-12) ** 2 - 1
     assert float(x * x - 1) != (1 + 2.0**-12) ** 2 - 1
-    # a tie of fp32 that only the odd last bit of the intermediate sum can tell from no tie
-    x, y, z = torch.tensor([2.0**-60]), torch.tensor([1.0]), torch.tensor([1 + 2.0**-23])
-    assert float(fma(x, y, z)) == float(z)
+    # z + 2**-24 -+ 2**-70: beside a tie of fp32, by less than fp64 can hold, so that rounding twice would go wrong
+    below, above = torch.tensor([1 - 2.0**-23]), torch.tensor([1 + 2.0**-22])
     half = torch.tensor([2.0**-24])
-    assert float(fma(half, torch.tensor([1 + 2.0**-23]), torch.tensor([1.0]))) == 1 + 2.0**-23
-    assert float(fma(half, torch.tensor([1.0]), torch.tensor([1.0]))) == 1.0
+    odd, even = torch.tensor([1 + 2.0**-23]), torch.tensor([1.0])
+    assert float(fma(half * (1 + 2.0**-23), below, odd)) == 1 + 2.0**-23  # product 2**-24 - 2**-70
+    assert float(fma(half * (1 - 2.0**-22 + 2.0**-23), above, even)) == exact_fma(
+        float(half) * (1 - 2.0**-22 + 2.0**-23), float(above), 1.0
+    )
+    assert float(fma(half, even, even)) == 1.0 and float(fma(half, even, odd)) == 1 + 2.0**-22
     assert torch.isnan(fma(torch.tensor([torch.inf]), torch.tensor([0.0]), torch.tensor([1.0])))
     assert float(fma(torch.tensor([torch.inf]), torch.tensor([1.0]), torch.tensor([1.0]))) == torch.inf
 
