@@ -25,6 +25,12 @@ def try_cancel(ctx: Context, ins: Instruction) -> None:
     ctx.emit("CLC_TRY_CANCEL", args, mod=int(multicast))
 
 
+def _halves(ctx: Context, response) -> list[int]:
+    """The two 64-bit halves of a 128-bit register."""
+    slot = ctx.src(response, 128)
+    return [slot, slot + 2]
+
+
 @lowers("clusterlaunchcontrol.query_cancel")
 def query_cancel(ctx: Context, ins: Instruction) -> None:
     mods = ins.modifiers()
@@ -33,7 +39,7 @@ def query_cancel(ctx: Context, ins: Instruction) -> None:
         mods.flag("pred")
         mods.flag("b128")
         mods.done()
-        ctx.emit("CLC_IS_CANCELED", [ctx.pred(ins.operands[0])] + ctx.src128(response))
+        ctx.emit("CLC_IS_CANCELED", [ctx.pred(ins.operands[0])] + _halves(ctx, response))
         return
     which = mods.one_of("get_first_ctaid", "get_first_ctaid::x", "get_first_ctaid::y", "get_first_ctaid::z")
     if which is None:
@@ -44,4 +50,4 @@ def query_cancel(ctx: Context, ins: Instruction) -> None:
     mods.done()
     dimension = 3 if which == "get_first_ctaid" else "xyz".index(which[-1])
     outputs = ctx.vector(ins.operands[0]) if dimension == 3 else [ins.operands[0]]
-    ctx.emit("CLC_FIRST_CTAID", [ctx.dst(item, 32) for item in outputs] + ctx.src128(response), mod=dimension)
+    ctx.emit("CLC_FIRST_CTAID", [ctx.dst(item, 32) for item in outputs] + _halves(ctx, response), mod=dimension)

@@ -46,7 +46,8 @@ def mma(ctx: Context, ins: Instruction) -> None:
     if row_bytes not in (16, 32) or (not bytewise and (BITS[a] != BITS[b] or (BITS[a] < 8) != (kind in KINDS[2:]))):
         raise ctx.fail(f"mma.sync m16n8k{k} does not exist for {a} by {b}")
     mod = ELEMENTS[a] | ELEMENTS[b] << 4 | ACCUMULATORS[d] << 8 | ACCUMULATORS[c] << 10 | count << 16
-    mod |= SATURATE * saturate | SHORT_ROWS * (row_bytes == 16) | BYTE_ELEMENTS * bytewise | UE4M3 * (scale_type == "ue4m3")
+    mod |= SATURATE * saturate | SHORT_ROWS * (row_bytes == 16) | BYTE_ELEMENTS * bytewise
+    mod |= UE4M3 * (scale_type == "ue4m3")
     counts = (2 if d == "f16" else 4, row_bytes // 8, row_bytes // 16, 2 if c == "f16" else 4)
     args = _registers(ctx, ins, counts)
     if scaled:

@@ -12,8 +12,8 @@ RANKS = ("1d", "2d", "3d", "4d", "5d")
 CACHE_HINT = "L2::cache_hint"
 # enum MapField of native/tensormap.h, by the name in PTX
 FIELDS = (
-    "global_address", "rank", "box_dim", "global_dim", "global_stride", "element_stride", "elemtype", "interleave_layout",
-    "swizzle_mode", "fill_mode", "swizzle_atomicity",
+    "global_address", "rank", "box_dim", "global_dim", "global_stride", "element_stride", "elemtype",
+    "interleave_layout", "swizzle_mode", "fill_mode", "swizzle_atomicity",
 )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ def _types(ctx: Context, mods) -> tuple[str, str, str]:
     pairs = {("e4m3", "e5m2"), ("e5m2", "e4m3"), ("u8", "s8"), ("s8", "u8")}
     if a != b and (a, b) not in pairs:
         raise ctx.fail(f"wgmma does not multiply {a} by {b}")
-    allowed = {"f16": ("f16", "f32"), "e4m3": ("f16", "f32"), "e5m2": ("f16", "f32"), "u8": ("s32",), "s8": ("s32",)}.get(a, ("f32",))
+    allowed = ("s32",) if a in ("u8", "s8") else ("f32",) if a in ("bf16", "tf32") else ("f16", "f32")
     if acc not in allowed:
         raise ctx.fail(f"wgmma of {a} accumulates in {' or '.join(allowed)}, not {acc}")
     return acc, a, b
@@ -44,7 +44,8 @@ def mma_async(ctx: Context, ins: Instruction) -> None:
     if len(registers) != expected:
         raise ctx.fail(f"{len(registers)} accumulator registers, expected {expected}")
     in_registers = isinstance(a_operand, Vector)
-    mod = int(in_registers) | n // 8 << 1 | ELEMENTS[a] << 8 | ELEMENTS[b] << 12 | ACCUMULATORS[acc] << 16 | int(saturate) << 22
+    mod = int(in_registers) | n // 8 << 1 | int(saturate) << 22
+    mod |= ELEMENTS[a] << 8 | ELEMENTS[b] << 12 | ACCUMULATORS[acc] << 16
     mod |= _immediates(ctx, immediates, in_registers)
     args = [ctx.dst(register, 32) for register in registers]
     if in_registers:

@@ -69,6 +69,8 @@ typedef struct Program {
     const i32 *args;
     const u8 *consts;      /* constant slots, each broadcast over 32 lanes (SLOT_BYTES or two of them) */
     u32 n_code, n_slots, n_preds;
+    const u32 *use_start;  /* n_code + 1: first entry of `uses` per instruction */
+    const i32 *uses;       /* register slot << 1 | is_write; a 64-bit register has two entries */
     u32 param_bytes, smem_static, local_bytes, max_regs, reqntid, arch; /* arch: 90, 100, 103 ... */
 } Program;
 
@@ -151,6 +153,10 @@ typedef struct Group {     /* lanes that share a program counter */
     /* last failed try_wait: a second identical failure blocks */
     u32 fail_pc, fail_steps;
     u64 fail_addr;
+    /* an instruction in two halves (arrive, then wait): token of the first half, valid while token_pc == pc + 1 */
+    u32 token_pc;
+    u64 token;
+    u64 blocked_steps;     /* Warp.steps when it blocked: tells a new wait from a repeated one */
 } Group;
 
 enum GroupState { GROUP_RUN, GROUP_BLOCKED, GROUP_SYNC };
@@ -173,8 +179,10 @@ struct Warp {
     const char *wait_what;
     u64 wait_addr, wait_arg;
     u32 max_regs;          /* setmaxnreg */
-    u32 cluster_arrived;   /* barrier.cluster.arrive without a wait yet: lanes */
-    u64 cluster_phase;
+    u32 watch;             /* engines: call engine_watch before every instruction */
+    u32 spins;             /* backward branches while other groups wait for this warp */
+    u32 cluster_arrived;   /* lanes that arrived at the cluster barrier's running phase */
+    u32 cluster_done;      /* lanes whose phase completed and that have not waited yet */
     WarpEngine *engine;
 };
 
@@ -221,8 +229,6 @@ struct Cluster {
     u32 cid[3];
     Cta *ctas[MAX_CLUSTER];
     u32 live_ctas;
-    u32 live_lanes, arrived_lanes; /* barrier.cluster over threads */
-    u64 barrier_phase;
     u32 sm;
 };
 
@@ -269,7 +275,10 @@ struct Machine {
     u64 rng;
     u32 eager;
     u32 fatal;
+    u32 muted;             /* findings are dropped: the launch has been stopped and is being torn down */
+    u32 pushed;            /* an op was issued since the queues were last drained (eager mode) */
     Personality mood;
+    char place[16384];     /* deadlock report: every warp's place and every barrier's state */
     Allocation *allocs;    /* sorted by start */
     u32 n_allocs, cap_allocs;
     u32 last_alloc;
@@ -285,6 +294,7 @@ struct Machine {
     u32 n_queues, cap_queues;
     u32 n_ops;
     Warp *warp;            /* running */
+    u64 n_finished_hint;   /* Machine.events when finished CTAs were last looked for */
 };
 
 /* ---- operands ------------------------------------------------------------------------------------------------ */
@@ -317,7 +327,7 @@ u8 *global_ptr(Machine *m, const Warp *w, const Instr *ins, u32 lane, u64 addr, 
 Cta *smem_cta(Machine *m, const Warp *w, u32 addr, int cluster_space);
 /* A checked pointer into a CTA's shared memory, or NULL after a finding. */
 u8 *smem_ptr(Machine *m, const Warp *w, const Instr *ins, u32 lane, Cta *cta, u32 offset, u32 size);
-/* Where a generic 64-bit address points: sets *cta/*offset for shared memory (returns 1), else 0 = global. */
+/* Where a generic 64-bit address points: sets cta and offset for shared memory (returns 1), else 0 = global. */
 int generic_is_shared(const Machine *m, const Warp *w, u64 addr, Cta **cta, u32 *offset);
 /* Addresses of a memory operand in all lanes: register a (64 or 32 bit by `wide`) plus the instruction's offset. */
 void lane_addresses(const Machine *m, const Warp *w, i32 base, int wide, i64 offset, u64 out[LANES]);
@@ -326,6 +336,10 @@ void lane_addresses(const Machine *m, const Warp *w, i32 base, int wide, i64 off
 Mbarrier *mbar_find(Machine *m, const Warp *w, const Instr *ins, u32 lane, Cta *cta, u32 offset);
 int mbar_arrive(Machine *m, const Warp *w, const Instr *ins, u32 lane, Cta *cta, u32 offset, u32 count);
 int mbar_expect_tx(Machine *m, const Warp *w, const Instr *ins, u32 lane, Cta *cta, u32 offset, u32 bytes);
+void mbar_add_pending(Cta *cta, Mbarrier *b); /* cp.async.mbarrier.arrive without .noinc: one more arrival this phase */
+/* Waits that exited lanes can satisfy. */
+void barriers_recheck(Machine *m, Cta *cta);
+void cta_barriers_at_exit(Machine *m, Cta *cta);
 int mbar_complete_tx(Machine *m, const Warp *w, const Instr *ins, u32 lane, Cta *cta, u32 offset, u32 bytes);
 
 /* async.c */
@@ -339,6 +353,9 @@ void async_finish(Machine *m, AsyncOp *op);
 u32 bulk_groups_pending(Machine *m, const Warp *w, u32 lane, u32 keep, int read_only);
 
 /* scheduler.c */
+/* One phase of some op that the personality lets advance; `force` ignores its laziness.  1 if something happened. */
+int async_advance(Machine *m, int force);
+void async_drain(Machine *m);          /* eager: until nothing can advance */
 u64 emu_random(Machine *m);
 u32 random_below(Machine *m, u32 n);
 static inline void event(Machine *m) { m->events++; m->progress = m->time; }
@@ -349,10 +366,12 @@ void engine_cta_begin(Machine *m, Cta *cta);
 void engine_cta_end(Machine *m, Cta *cta);      /* all warps exited and all ops complete: TMEM not freed, ... */
 void engine_warp_begin(Machine *m, Warp *w);
 void engine_warp_end(Machine *m, Warp *w);
+/* Called before each instruction of a warp whose `watch` is set; EX_NEXT, or EX_FATAL after a finding that stops. */
+int engine_watch(Machine *m, Warp *w, const Instr *ins, u32 mask);
 
 /* Generic-proxy accesses of a warp to one CTA's shared memory, after bounds and alignment were checked.
  * off[lane] valid for lanes of mask.  Returns EX_NEXT or EX_FATAL. */
-enum Access { ACCESS_READ = 1, ACCESS_WRITE = 2, ACCESS_ATOMIC = 3 };
+enum AccessKind { ACCESS_READ = 1, ACCESS_WRITE = 2, ACCESS_ATOMIC = 3 };
 int shadow_generic(Machine *m, Warp *w, const Instr *ins, Cta *cta, const u32 off[LANES], u32 mask, u32 size, int access);
 /* fence.proxy.async (any form that covers shared memory) executed by these lanes. */
 void shadow_fence_async(Machine *m, Warp *w, u32 mask);

@@ -31,7 +31,7 @@ static const char *check_geometry(const TensorMap *m) {
 const char *tensormap_decode(const uint8_t *bytes, TensorMap *m) {
     uint64_t q1 = word(bytes, 1), q2 = word(bytes, 2), q6 = word(bytes, 6), q7 = word(bytes, 7);
     memset(m, 0, sizeof *m);
-    if ((q1 & 15) != 2) return "not a tiled tensor map (first word of the descriptor is not 2): wrong address, or not encoded";
+    if (q1 & 13) return "not a tiled tensor map: wrong address, or not encoded";
     m->rank = (int)(q1 >> 4 & 7) + 1;
     m->type = (int)(q1 >> 7 & 15);
     m->swizzle = (int)(q1 >> 13 & 3);
@@ -39,7 +39,8 @@ const char *tensormap_decode(const uint8_t *bytes, TensorMap *m) {
     if (m->rank > 5) return "rank above 5";
     if (m->type > MAP_U6_PADDED) return "unknown element type";
     if (q1 >> 11 & 3) return "interleaved layouts are not supported";
-    if (q1 >> 15 & 1) return "out-of-bounds fill with NaN is not supported";
+    m->nan_fill = (int)(q1 >> 15 & 1);
+    if (m->nan_fill && m->type != MAP_F16) return "out-of-bounds fill with NaN is known for f16 tensors only";
     unsigned atom = (unsigned)(q1 >> 19 & 3);
     if (atom > 1 || (atom == 1 && m->swizzle != SWZ_128B)) return "swizzle atom other than 16 bytes, or 32 bytes with 128B swizzle";
     if (atom) m->swizzle = SWZ_128B_ATOM32;
@@ -47,11 +48,11 @@ const char *tensormap_decode(const uint8_t *bytes, TensorMap *m) {
     m->bits = type_bits(m->type, &m->smem_bits);
     m->base = word(bytes, 0);
     uint64_t q4 = word(bytes, 4), q5 = word(bytes, 5);
-    uint64_t strides[5] = {0, q1 >> 32, q2 & 0xffffffff, q2 >> 32, word(bytes, 3) & 0xffffffff};
+    uint64_t q3 = word(bytes, 3), strides[5] = {0, q1 >> 32, q2 & 0xffffffff, q2 >> 32, q3 & 0xffffffff};
     uint64_t dims[5] = {q4 & 0xffffffff, q4 >> 32, q5 & 0xffffffff, q5 >> 32, q6 & 0xffffffff};
     for (int i = 0; i < 5; i++) {
         m->dim[i] = i < m->rank ? dims[i] + 1 : 1;
-        m->stride[i] = i < m->rank ? strides[i] * 16 : 0;
+        m->stride[i] = i && i < m->rank ? (strides[i] | (q3 >> (28 + 4 * i) & 15) << 32) * 16 : 0;
         uint64_t box = i ? q7 >> (8 * (i - 1)) & 255 : q6 >> 56;
         m->box[i] = i < m->rank ? (uint32_t)box + 1 : 1;
     }
@@ -79,6 +80,7 @@ const char *tensormap_replace(uint8_t *bytes, int field, int ord, uint64_t value
     case FIELD_GLOBAL_STRIDE:
         if (value & 15) return "global stride is not a multiple of 16";
         put_bits(bytes, stride_bit[ord], 32, value >> 4);
+        put_bits(bytes, 224 + 4 * ord, 4, value >> 36);
         return NULL;
     case FIELD_ELEMENT_STRIDE: return value == 1 ? NULL : "element strides other than 1 are not supported";
     case FIELD_INTERLEAVE: return value == 0 ? NULL : "interleaved layouts are not supported";
@@ -86,7 +88,7 @@ const char *tensormap_replace(uint8_t *bytes, int field, int ord, uint64_t value
         if (value > 3) return "unknown swizzle mode";
         put_bits(bytes, 77, 2, value);
         return NULL;
-    case FIELD_FILL: return value == 0 ? NULL : "out-of-bounds fill with NaN is not supported";
+    case FIELD_FILL: put_bits(bytes, 79, 1, value); return value > 1 ? "unknown fill mode" : NULL;
     case FIELD_SWIZZLE_ATOM:
         if (value > 1) return "unknown swizzle atom";
         put_bits(bytes, 83, 2, value);
@@ -140,6 +142,8 @@ static void expand_groups(const TensorMap *m, const BoxRow *row, const uint8_t *
 
 void box_row_expand(const TensorMap *m, const BoxRow *row, const uint8_t *packed, uint8_t *out) {
     memset(out, 0, box_row_bytes(m));
+    if (m->nan_fill) /* the pattern an H200 writes */
+        for (uint32_t i = 0; i < m->box[0]; i++) memcpy(out + 2 * i, "\xf7\x7f", 2);
     if (!row->count) return;
     if (m->type >= MAP_U4_PADDED) {
         expand_groups(m, row, packed, out);

@@ -1,11 +1,11 @@
 /* CUtensorMap: the 128-byte descriptor of a TMA tensor, as bits, and the geometry of one box of it.
  *
  * Layout of the 64 bytes in use (as eight little-endian words q0..q7; the rest may hold anything):
- *   q0 global address                     q1 [3:0] = 2, [6:4] rank - 1, [10:7] element type, [12:11] interleave,
- *   q1 [14:13] swizzle (0, 32, 64, 128 B), [16] round f32 to tf32, [20:19] swizzle atom (0: 16 B, 1: 32 B)
- *   q1 [63:32] stride1 / 16               q2 stride2 / 16, stride3 / 16      q3 [31:0] stride4 / 16
- *   q4 dim0 - 1, dim1 - 1                 q5 dim2 - 1, dim3 - 1              q6 [31:0] dim4 - 1
- *   q6 [55:32] element strides - 1 (only 0 is accepted), [63:56] box0 - 1     q7 bytes 0..3 box1..box4 - 1
+ *   q0 global address                 q1 [6:4] rank - 1, [10:7] element type, [12:11] interleave, [14:13] swizzle (0, 32,
+ *   64, 128 B), [15] fill with NaN, [16] round f32 to tf32, [20:19] swizzle atom (0: 16 B, 1: 32 B), [63:32] stride1 / 16
+ *   q2 stride2 / 16, stride3 / 16     q3 [31:0] stride4 / 16, then 4 more high bits of each stride
+ *   q4 dim0 - 1, dim1 - 1             q5 dim2 - 1, dim3 - 1                  q6 [31:0] dim4 - 1
+ *   q6 [55:32] element strides - 1 (only 0 is accepted), [63:56] box0 - 1    q7 bytes 0..3 box1..box4 - 1
  */
 #ifndef CUTEFP4_TENSORMAP_H
 #define CUTEFP4_TENSORMAP_H
@@ -25,7 +25,7 @@ typedef struct TensorMap {
     uint64_t base;
     uint64_t dim[5], stride[5]; /* elements; bytes (stride[0] unused) */
     uint32_t box[5];
-    int rank, type, swizzle, round_tf32;
+    int rank, type, swizzle, round_tf32, nan_fill;
     int bits;       /* of one element in global memory */
     int smem_bits;  /* of one element in the box: 8 for the padded 4- and 6-bit types */
 } TensorMap;
