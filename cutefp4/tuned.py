@@ -89,9 +89,7 @@ def read(path: str | Path) -> list[TunedEntry]:
     except (OSError, ValueError) as error:
         raise CompileError(f"{path}: {error}", "a JSON file of tuned configurations", fix) from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise CompileError(
-            f"{path} is no table of tuned configurations", f'a JSON object with "format": "{FORMAT}"', fix
-        )
+        raise CompileError(f"{path} is no tuned table", f'a JSON object with "format": "{FORMAT}"', fix)
     return [_entry(path, number, entry) for number, entry in enumerate(data.get("entries", []))]
 
 
