@@ -89,7 +89,7 @@ def call_rows(table: Table, device: torch.device) -> None:
     y = torch.empty_like(x)
     variants = [
         Variant("call", lambda i: get(plan)(x, codes, scales, amax, none, ctas)),
-        Variant("into", lambda i: ops_quantize.cast_rows(x, text, codes, scales, amax, None, False)),
+        Variant("into", lambda i: ops_quantize.cast_rows(x, text, codes, scales, amax, None, False, "none")),
         Variant("quantize", lambda i: ops_quantize.quantize(x, TOKEN)),
         Variant("torch_mul", lambda i: torch.mul(x, 2.0, out=y)),
     ]

@@ -16,7 +16,7 @@ these blocks.
 With `swiglu` the input is h = silu(gate) * up of x (M, 2N), made in registers as it is loaded (swiglu.py).
 
 Arguments: x (M, N) with any row stride; codes (M, N/2) uint8; scales uint8, flat, in the layout of the plan; amax float32,
-(1,) or (M,), read or written; random int64 (2,): seed and offset of this copy (unused if rounding is nearest); ctas.
+(1,) or (M,), read or written; random int64 (4,), of which the first two are the seed and offset (unused if rounding is nearest); ctas.
 """
 
 from dataclasses import dataclass
@@ -202,7 +202,7 @@ def build(plan: CastRowsPlan):
         make_fake_tensor(cutlass.Uint8, (m, cute.sym_int(divisibility=8)), (cute.sym_int64(), 1), assumed_align=16),
         make_fake_tensor(cutlass.Uint8, (cute.sym_int(),), (1,), assumed_align=16),
         make_fake_tensor(cutlass.Float32, (cute.sym_int(),), (1,), assumed_align=4),
-        make_fake_tensor(cutlass.Int64, (2,), (1,), assumed_align=8),
+        make_fake_tensor(cutlass.Int64, (4,), (1,), assumed_align=8),
         Int32(1),
         make_fake_stream(use_tvm_ffi_env_stream=True),
     )
