@@ -18,6 +18,7 @@ import argparse
 import os
 import tempfile
 import time
+from unittest import mock
 
 import torch
 
@@ -56,8 +57,7 @@ def once(name: str, samples: list[float]) -> Timing:
 def cache_rows(table: Table, arch: str) -> None:
     """Cold compiles, disk hits and memory hits, in a cache directory of their own."""
     plans = list(dict.fromkeys(rows_plan(arch, n) for n in SIZES))
-    with tempfile.TemporaryDirectory() as scratch:
-        os.environ["CUTEFP4_CACHE_DIR"] = scratch
+    with tempfile.TemporaryDirectory() as scratch, mock.patch.dict(os.environ, {"CUTEFP4_CACHE_DIR": scratch}):
         kernel_cache.reset()
         first = seconds_of(lambda: kernel_cache.artifacts(plans[0]))
         table.add({"case": "cold, first", "arch": arch}, once("cold", [first]), target_us=TARGETS["cold"])
@@ -73,8 +73,7 @@ def cache_rows(table: Table, arch: str) -> None:
         stats = kernel_cache.stats()
         if (stats.compiles, stats.disk_hits) != (len(plans), len(plans)):
             raise RuntimeError(f"the cache did not do what is being measured: {stats}")
-        del os.environ["CUTEFP4_CACHE_DIR"]
-        kernel_cache.reset()
+    kernel_cache.reset()
 
 
 def call_rows(table: Table, device: torch.device) -> None:
