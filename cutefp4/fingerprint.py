@@ -32,7 +32,8 @@ def _source_of(module: str) -> Path | None:
         spec = next((found for found in specs if found is not None), None)
         if spec is None:
             return None
-        search = spec.submodule_search_locations
+        # A package that was imported may have extended its path.
+        search = getattr(sys.modules.get(name), "__path__", spec.submodule_search_locations)
         if search is None and depth < len(parts):
             return None
     return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
