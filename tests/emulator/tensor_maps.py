@@ -43,7 +43,7 @@ class DecodedMap(ctypes.Structure):
     _fields_ = [
         ("base", ctypes.c_uint64), ("dim", ctypes.c_uint64 * 5), ("stride", ctypes.c_uint64 * 5), ("box", ctypes.c_uint32 * 5),
         ("rank", ctypes.c_int), ("type", ctypes.c_int), ("swizzle", ctypes.c_int), ("round_tf32", ctypes.c_int),
-        ("bits", ctypes.c_int), ("smem_bits", ctypes.c_int),
+        ("nan_fill", ctypes.c_int), ("bits", ctypes.c_int), ("smem_bits", ctypes.c_int),
     ]  # fmt: skip
 
 

@@ -43,7 +43,7 @@ def test_fields(rank):
 @pytest.mark.parametrize(
     "change, words",
     [
-        (lambda q: q.__setitem__(1, q[1] & ~15), "not a tiled tensor map"),
+        (lambda q: q.__setitem__(1, q[1] | 1), "not a tiled tensor map"),
         (lambda q: q.__setitem__(0, q[0] | 8), "multiple of 16"),
         (lambda q: q.__setitem__(1, q[1] | 15 << 7), "element type"),
         (lambda q: q.__setitem__(1, q[1] | 1 << 11), "interleaved"),

@@ -54,7 +54,8 @@ def mma_async(ctx: Context, ins: Instruction) -> None:
             raise ctx.fail(f"{len(a_args)} A registers, expected 4")
     else:
         a_args = [ctx.src(a_operand, 64)]
-    ctx.emit("WGMMA", args + a_args + [ctx.src(b_operand, 64), ctx.pred(scale_d)], mod=mod)
+    emitted = ctx.emit("WGMMA", args + a_args + [ctx.src(b_operand, 64), ctx.pred(scale_d)], mod=mod)
+    emitted.uses = []  # the engine has its own rules for the registers of one wgmma after another
 
 
 def _immediates(ctx: Context, operands: list, in_registers: bool) -> int:

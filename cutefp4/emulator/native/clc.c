@@ -25,7 +25,6 @@ static int cancel_step(Machine *m, AsyncOp *op) {
             response[3] = 1;
         }
         memcpy(&op->u[8], response, RESPONSE_BYTES);
-        op->phase++;
         return ASYNC_MORE;
     }
     for (u32 rank = 0; rank < cl->size; rank++) {

@@ -143,7 +143,6 @@ static int load_read(Machine *m, AsyncOp *op) {
         if (r.count && !(from = global_ptr(m, op->warp, op->ins, op->lane, r.gaddr, packed_bytes(t, &r), 0))) return ASYNC_DONE;
         box_row_expand(&t->map, &r, from, t->buffer + i * t->width);
     }
-    op->phase++;
     return ASYNC_MORE;
 }
 
@@ -187,7 +186,6 @@ static int load_step(Machine *m, AsyncOp *op) {
     }
     if (op->phase == 1) {
         load_write(m, t, cl);
-        op->phase++;
         return ASYNC_MORE;
     }
     load_signal(m, op, t);
@@ -331,7 +329,6 @@ static void store_read(Machine *m, AsyncOp *op, TmaOp *t) {
         for (u32 o = 0; o < t->width; o += 16) memcpy(t->buffer + i * t->width + o, smem + smem_at(t, i, o), 16);
     shadow_release(m, t->claim[0]);
     op->reads_done = 1;
-    op->phase++;
     event(m);
 }
 
