@@ -171,7 +171,7 @@ def load_object(data: bytes, symbol: str) -> Callable:
 
 @contextmanager
 def _anonymous_file(data: bytes) -> Iterator[str]:
-    if hasattr(os, "memfd_create"):
+    if hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd"):
         fd = os.memfd_create("cutefp4-kernel")
         try:
             view = memoryview(data)

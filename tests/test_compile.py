@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 
 import pytest
 
@@ -10,6 +11,7 @@ from cutefp4 import compile as kernel_cache
 from cutefp4 import compile_pool, dsl, fingerprint
 from cutefp4.errors import CompileError
 from cutefp4.plan import ARCHS
+from cutefp4.sass import disassemble
 from cutefp4.warmup import warmup
 from tests.tiny_kernel import BrokenPlan, FatalPlan, GpuBlindPlan, TinyPlan
 
@@ -66,6 +68,26 @@ def test_settings_of_the_environment_change_no_code(setting, value):
     finally:
         setattr(settings, setting, before)
     assert other.ptx == plain.ptx and other.cubin == plain.cubin
+
+
+def test_line_information_changes_no_instruction(monkeypatch):
+    """It is on in every compile: profilers and the emulator name Python lines, and the code is the same."""
+    code = re.compile(r"/\*[0-9a-f]{4,}\*/.*")
+    with_lines = dsl.compile_plan(TinyPlan("sm_90a"))
+    assert ".loc" in with_lines.ptx and "tests/tiny_kernel.py" in with_lines.ptx
+    options = tuple(option for option in dsl._DEFAULT_OPTIONS if "line-info" not in option)
+    monkeypatch.setattr(dsl, "_DEFAULT_OPTIONS", options)
+    without = dsl.compile_plan(TinyPlan("sm_90a"))
+    assert ".loc" not in without.ptx
+    assert code.findall(disassemble(with_lines.cubin)) == code.findall(disassemble(without.cubin))
+
+
+@pytest.mark.parametrize("anonymous", [True, False])
+def test_loading_with_and_without_anonymous_files(monkeypatch, anonymous):
+    compiled = kernel_cache.artifacts(TinyPlan("sm_90a"))
+    if not anonymous:
+        monkeypatch.delattr(dsl.os, "memfd_create")
+    assert callable(dsl.load_object(compiled.object, TinyPlan("sm_90a").symbol))
 
 
 def test_every_setting_that_changes_code_is_pinned():
