@@ -77,6 +77,12 @@ def _default_settings(arch: str) -> Iterator[None]:
     from cutlass.cutlass_dsl import CuTeDSL
 
     settings = CuTeDSL._get_dsl().envar
+    if not hasattr(settings, "_ENV_VAR_SPEC"):
+        raise CompileError(
+            "a CUTLASS Python DSL that does not declare its settings",
+            "nvidia-cutlass-dsl >= 4.8, < 5",
+            "pip install -U 'nvidia-cutlass-dsl>=4.8,<5'; otherwise the environment could change code behind the cache",
+        )
     pinned = {
         entry.attribute: entry.default(settings) if callable(entry.default) else entry.default
         for entry in settings._ENV_VAR_SPEC

@@ -103,6 +103,14 @@ def test_every_setting_that_changes_code_is_pinned():
     assert {name: getattr(settings, name) for name in declared} == before
 
 
+def test_a_dsl_without_declared_settings_is_refused(monkeypatch):
+    from cutlass.cutlass_dsl import CuTeDSL
+
+    monkeypatch.setattr(CuTeDSL._get_dsl(), "envar", object())
+    with pytest.raises(CompileError, match="nvidia-cutlass-dsl >= 4.8"):
+        dsl.compile_plan(TinyPlan("sm_90a"))
+
+
 def test_loaded_from_disk_as_from_the_compiler():
     plan = TinyPlan("sm_90a", threads=64)
     first = kernel_cache.get(plan)
