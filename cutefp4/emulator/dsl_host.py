@@ -1,7 +1,7 @@
 """The DSL's side of an emulated device: its host code runs unchanged over our stand-in for the CUDA runtime.
 
-Compiled host functions load a fat binary, find kernels in it by name and launch them; :class:`HostRuntime` receives these
-three calls from native/host_runtime.c and finds the PTX that belongs to a binary by the hash of the cubin in it.
+Compiled host functions load a fat binary, find kernels in it by name and launch them; :class:`HostRuntime` receives
+these calls from native/host_runtime.c and finds the PTX that belongs to a binary by the hash of the cubin in it.
 :func:`dsl_on_emulator` is what has to be different in the DSL on a machine without a GPU: which runtime library its
 functions link, how many devices and SMs there are, and that CPU tensors count as device memory.
 """
@@ -83,7 +83,14 @@ class HostRuntime:
     :meth:`raise_pending`, never through the host's C frames.
     """
 
-    def __init__(self, library: ctypes.CDLL, launch: Callable, attribute: Callable[[int], int]):
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        launch: Callable,
+        attribute: Callable[[int], int],
+        notice: Callable[[object], None] = lambda tensor: None,
+    ):
+        self.notice = notice  # called with every tensor that is about to be given to a kernel
         self._images: dict[int, str] = {}
         self._kernels: dict[int, tuple[str, str]] = {}
         self._handles = itertools.count(0x1000, 16)
@@ -206,6 +213,8 @@ def load_object(runtime: HostRuntime, data: bytes, symbol: str, library_path: st
     function = tvm_ffi.Function.__from_extern_c__(engine.lookup("__tvm_ffi_" + symbol), keep_alive_object=engine)
 
     def call(*args):
+        for arg in args:
+            runtime.notice(arg)
         try:
             function(*(device_tensor(a) if hasattr(a, "__dlpack__") else a for a in args))
         finally:
@@ -239,7 +248,8 @@ def dsl_on_emulator(runtime: HostRuntime, library_path: str, arch: str, sms: int
             (utils, "HardwareInfo", hardware),
             (hardware_info, "HardwareInfo", hardware),
             *_compiler_patches(),
-            *_tensor_patches(),
+            *_call_patches(runtime),
+            *_tensor_patches(runtime),
         ):
             stack.enter_context(mock.patch.object(owner, name, value))
         runtime.connect()
@@ -263,7 +273,30 @@ def _compiler_patches() -> list[tuple[object, str, object]]:
     return [(CompilerBackend, "compile", compile_and_remember)]
 
 
-def _tensor_patches() -> list[tuple[object, str, object]]:
+def _call_patches(runtime: HostRuntime) -> list[tuple[object, str, object]]:
+    """A call whose launch failed raises what the launch raised, not the DSL's CUDA error."""
+    from cutlass.cutlass_dsl import cuda_jit_executor, tvm_ffi_provider
+
+    def raising(original):
+        def call(self, *args, **kwargs):
+            for arg in args:
+                runtime.notice(arg)
+            try:
+                return original(self, *args, **kwargs)
+            finally:
+                runtime.raise_pending()
+
+        return call
+
+    owners = (
+        cuda_jit_executor.CudaDialectJitCompiledFunction,
+        tvm_ffi_provider.TVMFFIJitCompiledFunction,
+        tvm_ffi_provider.TVMFFIJitCompiledFunctionWithKwargs,
+    )
+    return [(owner, "__call__", raising(owner.__call__)) for owner in owners]
+
+
+def _tensor_patches(host: HostRuntime) -> list[tuple[object, str, object]]:
     """CPU tensors count as device memory: in DLPack capsules, and in the checks that TVM-FFI functions make."""
     from cutlass.base_dsl.tvm_ffi_builder import spec, tvm_ffi_builder
     from cutlass.cute import runtime
@@ -271,6 +304,7 @@ def _tensor_patches() -> list[tuple[object, str, object]]:
     tensor_init, spec_init = runtime._Tensor.__init__, spec.Tensor.__init__
 
     def init_tensor(self, tensor, *args, **kwargs):
+        host.notice(tensor)
         tensor_init(self, _CudaCapsule(tensor) if hasattr(tensor, "__dlpack__") else tensor, *args, **kwargs)
 
     def init_spec(self, *args, **kwargs):

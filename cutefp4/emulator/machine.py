@@ -47,7 +47,7 @@ def _bind(lib: ctypes.CDLL) -> ctypes.CDLL:
     lib.emu_create.restype = ctypes.c_void_p
     lib.emu_create.argtypes = [_RESOLVE, _PRINT]
     lib.emu_destroy.argtypes = [ctypes.c_void_p]
-    lib.emu_register.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_uint32]
+    lib.emu_register.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_void_p]
     lib.emu_forget_allocations.argtypes = [ctypes.c_void_p]
     lib.emu_run.argtypes = [ctypes.c_void_p, ctypes.POINTER(_CLaunch)]
     lib.emu_findings.restype = ctypes.POINTER(_CFinding)
@@ -101,7 +101,6 @@ class Machine:
         self._resolve = _RESOLVE(lambda address, size: self._call(resolve, address, size) if resolve else 0)
         self._print = _PRINT(lambda text: print(text.decode(errors="replace"), end="") or 0)
         self._handle = self._lib.emu_create(self._resolve, self._print)
-        self._initialised: list[np.ndarray] = []
 
     def _call(self, function: Callable[[int, int], bool], address: int, size: int) -> int:
         try:
@@ -120,18 +119,17 @@ class Machine:
 
     # -- memory
 
-    def register(self, start: int, size: int, number: int = 0, uninitialised: bool = False) -> None:
-        """Makes [start, start + size) accessible to kernels. `uninitialised`: reading a byte before a kernel wrote it is a finding."""
-        init = None
-        if uninitialised:
-            init = np.zeros(size, np.uint8)
-            self._initialised.append(init)
-        self._lib.emu_register(self._handle, start, size, init.ctypes.data if init is not None else None, number)
+    def register(self, start: int, size: int, initialised: np.ndarray | None = None) -> None:
+        """Makes [start, start + size) accessible to kernels.
+
+        `initialised`: uint8 per byte, kept alive by the caller; reading a byte whose entry is 0 is a finding, writes set it.
+        """
+        flags = initialised.ctypes.data if initialised is not None else None
+        self._lib.emu_register(self._handle, start, size, flags)
 
     def forget(self) -> None:
         """Drops all registered allocations."""
         self._lib.emu_forget_allocations(self._handle)
-        self._initialised.clear()
 
     # -- launches
 
@@ -148,8 +146,8 @@ class Machine:
         """
         shape.check(program)
         block = self._parameter_block(program, parameters)
-        for number, (variable, view) in enumerate(program.globals.values()):
-            self._lib.emu_register(self._handle, view.ctypes.data, max(variable.size, 1), None, 1_000_000 + number)
+        for variable, view in program.globals.values():
+            self.register(view.ctypes.data, max(variable.size, 1))
         counts, lanes = np.zeros(len(program.code), np.uint64), np.zeros(len(program.code), np.uint64)
         request = _CLaunch(
             ctypes.addressof(program.native), block.ctypes.data, tuple(shape.grid), tuple(shape.block), tuple(shape.cluster), shape.smem,

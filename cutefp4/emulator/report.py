@@ -40,7 +40,7 @@ class Finding:
     Attributes:
         kind: name of a `FindingKind`.
         severity: 2 stopped the launch, 1 fails it at its end, 0 warning.
-        text: what happened and what to do.
+        message: what happened and what to do.
         kernel: entry name.
         line, ptx: line number in the PTX text, and that line.
         python: ``file:line`` of the DSL source where line information exists.
@@ -50,7 +50,7 @@ class Finding:
 
     kind: str
     severity: int
-    text: str
+    message: str
     kernel: str
     line: int
     ptx: str
@@ -66,7 +66,7 @@ class Finding:
         times = f", {self.count} times" if self.count > 1 else ""
         what = ("warning", "error", "fatal")[self.severity]
         return (
-            f"{what} {self.kind}: {self.text}\n    in {self.kernel} at {where}, CTA {self.cta} warp {self.warp} lane {self.lane}"
+            f"{what} {self.kind}: {self.message}\n    in {self.kernel} at {where}, CTA {self.cta} warp {self.warp} lane {self.lane}"
             f"{times}\n    {self.ptx}"
         )
 
@@ -115,3 +115,37 @@ class LaunchReport:
         if self.deadlock:
             parts.append("where everything stands:\n" + self.deadlock)
         return "\n".join(parts)
+
+
+@dataclass
+class DeviceReport:
+    """All launches of a device since it was made or `clear()`ed: sums of the counters, findings in order."""
+
+    reports: list[LaunchReport] = field(default_factory=list)
+
+    @property
+    def launches(self) -> int:
+        return len(self.reports)
+
+    @property
+    def seconds(self) -> float:
+        return sum(r.seconds for r in self.reports)
+
+    @property
+    def findings(self) -> list[Finding]:
+        return [f for r in self.reports for f in r.findings]
+
+    @property
+    def counters(self) -> dict[str, int]:
+        return {name: sum(r.counters[name] for r in self.reports) for name, _ in counter_names()}
+
+    @property
+    def instructions(self) -> Counter:
+        return sum((r.instructions for r in self.reports), Counter())
+
+    def kinds(self) -> set[str]:
+        """Names of all findings, warnings included."""
+        return {f.kind for f in self.findings}
+
+    def describe(self) -> str:
+        return "\n".join(r.describe() for r in self.reports)

@@ -248,7 +248,7 @@ typedef struct Launch {
     u32 poison;            /* 1: registers, shared and tensor memory start random (from seed or 1) */
 } Launch;
 
-typedef struct Allocation { u64 start, size; u8 *init; u32 id, flags; } Allocation; /* init: per-byte, or NULL */
+typedef struct Allocation { u64 start, size; u8 *init; } Allocation; /* init: per-byte, or NULL */
 
 typedef struct Personality {
     u32 slice_min, slice_max;       /* instructions a warp runs before another may */

@@ -183,7 +183,7 @@ EXPORT void emu_destroy(Machine *m)
     free(m);
 }
 /* Adds or replaces an allocation; init: one byte per byte of it, or NULL when its contents count as written. */
-EXPORT void emu_register(Machine *m, u64 start, u64 size, u8 *init, u32 id)
+EXPORT void emu_register(Machine *m, u64 start, u64 size, u8 *init)
 {
     if (!size) return;
     u32 at = 0;
@@ -195,8 +195,8 @@ EXPORT void emu_register(Machine *m, u64 start, u64 size, u8 *init, u32 id)
         }
         memmove(&m->allocs[at + 1], &m->allocs[at], (m->n_allocs - at) * sizeof *m->allocs);
         m->n_allocs++;
-    } else if (m->allocs[at].size > size) size = m->allocs[at].size;
-    m->allocs[at] = (Allocation){.start = start, .size = size, .init = init, .id = id};
+    } else if (m->allocs[at].size > size) return; /* a view of what is there already */
+    m->allocs[at] = (Allocation){.start = start, .size = size, .init = init};
 }
 EXPORT void emu_forget_allocations(Machine *m) { m->n_allocs = 0; m->last_alloc = 0; }
 

@@ -47,13 +47,13 @@ static int report_out_of_bounds(Machine *m, const Warp *w, const Instr *ins, u32
     Allocation *a = allocation_of(m, addr);
     if (a && addr < a->start + a->size + 65536)
         return finding(m, w, ins, lane, F_OUT_OF_BOUNDS_GLOBAL, addr,
-                       "%s %u bytes at %#llx, %lld bytes past the end of allocation %u (%llu bytes at %#llx)", verb, size,
-                       (unsigned long long)addr, (long long)(addr + size - a->start - a->size), a->id,
-                       (unsigned long long)a->size, (unsigned long long)a->start);
+                       "%s %u bytes at %#llx, %lld bytes past the end of an allocation of %llu bytes at %#llx", verb, size,
+                       (unsigned long long)addr, (long long)(addr + size - a->start - a->size), (unsigned long long)a->size, (unsigned long long)a->start);
     for (u32 i = 0; i < m->n_allocs; i++)
         if (addr < m->allocs[i].start && addr + 65536 > m->allocs[i].start)
-            return finding(m, w, ins, lane, F_OUT_OF_BOUNDS_GLOBAL, addr, "%s %u bytes at %#llx, %llu bytes before allocation %u",
-                           verb, size, (unsigned long long)addr, (unsigned long long)(m->allocs[i].start - addr), m->allocs[i].id);
+            return finding(m, w, ins, lane, F_OUT_OF_BOUNDS_GLOBAL, addr, "%s %u bytes at %#llx, %llu bytes before an allocation of %llu bytes",
+                           verb, size, (unsigned long long)addr, (unsigned long long)(m->allocs[i].start - addr),
+                           (unsigned long long)m->allocs[i].size);
     return finding(m, w, ins, lane, F_OUT_OF_BOUNDS_GLOBAL, addr, "%s %u bytes at %#llx, which is in no registered allocation",
                    verb, size, (unsigned long long)addr);
 }
@@ -64,8 +64,8 @@ static int check_initialised(Machine *m, const Warp *w, const Instr *ins, u32 la
         for (u32 i = 0; i < size; i++)
             if (!init[i])
                 return finding(m, w, ins, lane, F_UNINITIALISED_GLOBAL, addr,
-                               "reads byte %llu of allocation %u, which was declared uninitialised and was never written",
-                               (unsigned long long)(addr + i - a->start), a->id) != EX_FATAL;
+                               "reads byte %llu of an allocation of %llu bytes that was declared uninitialised and was never written there",
+                               (unsigned long long)(addr + i - a->start), (unsigned long long)a->size) != EX_FATAL;
     if (kind & 2) memset(init, 1, size);
     return 1;
 }

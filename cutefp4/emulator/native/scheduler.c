@@ -150,7 +150,7 @@ int run_grid(Machine *m)
             retire_clusters(m);
             m->n_finished_hint = m->events;
         }
-        if (m->time - m->progress > m->launch->max_steps) {
+        if (m->time > m->progress && m->time - m->progress > m->launch->max_steps) {
             stuck(m, F_LIVELOCK, "warps spin without a store, an arrival or an asynchronous operation");
             break;
         }
