@@ -21,7 +21,7 @@ from cutefp4 import backend as backends
 from cutefp4 import reference
 from cutefp4.errors import OperandError
 from cutefp4.operand import Nvfp4GroupedOperand, Nvfp4Operand
-from cutefp4.tensor import NVFP4GroupedTensor, NVFP4Tensor
+from cutefp4.tensor import NVFP4Copies, NVFP4GroupedTensor, NVFP4Tensor
 
 LAYOUT_COPIES = {"TN": ("rowwise", "rowwise"), "NN": ("rowwise", "columnwise"), "NT": ("columnwise", "columnwise")}
 OUT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -171,7 +171,7 @@ def _pick(a, b, layout: str, kinds, caller: str) -> tuple:
 
 def _pick_one(name: str, t, copy: str, kind: type, layout: str, caller: str):
     operand = t
-    if isinstance(t, (NVFP4Tensor, NVFP4GroupedTensor)):
+    if isinstance(t, (NVFP4Tensor, NVFP4Copies, NVFP4GroupedTensor)):
         operand = getattr(t, copy)
         if operand is None:
             raise OperandError(

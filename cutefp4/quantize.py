@@ -14,7 +14,7 @@ from cutefp4.format import BLOCK
 from cutefp4.operand import Nvfp4GroupedOperand, Nvfp4Operand
 from cutefp4.recipe import QuantRecipe
 from cutefp4.scale_layout import round_up
-from cutefp4.tensor import NVFP4GroupedTensor, NVFP4Tensor
+from cutefp4.tensor import NVFP4Copies, NVFP4GroupedTensor, NVFP4Tensor, wrap
 
 INPUT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -73,7 +73,7 @@ def quantize(
         columnwise_amax=columnwise_amax,
         **_random_state(seed, offset),
     )
-    return NVFP4Tensor(*copies, dtype=x.dtype, recipe=recipe)
+    return wrap(copies, x.dtype, recipe)
 
 
 def quantize_grouped(
@@ -180,7 +180,7 @@ def swiglu_quantize(
         columnwise=columnwise,
         **_random_state(seed, offset),
     )
-    return NVFP4Tensor(*copies, dtype=x.dtype, recipe=recipe)
+    return wrap(copies, x.dtype, recipe)
 
 
 def dequantize(
@@ -205,7 +205,7 @@ def dequantize(
     """
     if dtype not in (None, *INPUT_DTYPES):
         raise OperandError(f"dtype={dtype}", "bfloat16, float16 or float32", "dequantise to one of these and convert")
-    if isinstance(t, NVFP4Tensor):
+    if isinstance(t, (NVFP4Tensor, NVFP4Copies)):
         operand, transposed = t.readable_copy()
         dtype = dtype or t.dtype
     elif isinstance(t, NVFP4GroupedTensor):

@@ -183,6 +183,30 @@ class NVFP4Tensor(torch.Tensor):
         return handler(*args, **kwargs)
 
 
+@dataclass(frozen=True, eq=False)
+class NVFP4Copies:
+    """What `quantize` returns inside a function that torch.compile traces, in place of an NVFP4Tensor.
+
+    Tracing can follow operands, but cannot make a tensor subclass out of them. `gemm`, `dequantize` and the attributes
+    below work alike; outside, `NVFP4Tensor(c.rowwise, c.columnwise, c.dtype, c.recipe)` makes the tensor.
+    """
+
+    rowwise: Nvfp4Operand | None
+    columnwise: Nvfp4Operand | None
+    dtype: torch.dtype
+    recipe: QuantRecipe | None
+
+    def readable_copy(self) -> tuple[Nvfp4Operand, bool]:
+        """As `NVFP4Tensor.readable_copy`."""
+        return _readable(self.rowwise, self.columnwise)
+
+
+def wrap(copies, dtype: torch.dtype, recipe: QuantRecipe) -> NVFP4Tensor | NVFP4Copies:
+    """(rowwise, columnwise) operands as an NVFP4Tensor, or as NVFP4Copies while torch.compile traces."""
+    kind = NVFP4Copies if torch.compiler.is_compiling() else NVFP4Tensor
+    return kind(*copies, dtype, recipe)
+
+
 def rebuild(inner: dict, metadata: dict, dtype: torch.dtype, recipe: dict | None) -> NVFP4Tensor:
     """Make an NVFP4Tensor from its inner tensors and plain metadata; what torch.load calls. Validates everything."""
     context = (metadata, dtype, None if recipe is None else QuantRecipe(**recipe))

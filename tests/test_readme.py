@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import cutefp4
-from cutefp4 import backend
+from cutefp4 import backend, cli
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -58,6 +58,15 @@ def test_operations_and_backends_are_all_listed():
         assert f"| `{name}` |" in state and f" {name} |" in operations.splitlines()[0]
     for name in backend.OPERATIONS:
         assert f"| `{name}`" in operations and hasattr(cutefp4, name)
+
+
+def test_every_command_is_listed():
+    names = {c.name or c.callback.__name__ for c in cli.app.registered_commands}
+    names |= {g.name or g.typer_instance.info.name for g in cli.app.registered_groups}
+    rows = {
+        line.split("`")[1].removeprefix("cutefp4 ") for line in README.splitlines() if line.startswith("| `cutefp4 ")
+    }
+    assert rows == names and len(names) >= 2
 
 
 def picture() -> dict[str, str]:
