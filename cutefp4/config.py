@@ -10,7 +10,7 @@ Without `swap_ab` these are A and B of the GEMM, with it B and A, and D is writt
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 K_BLOCK = 64
 """Elements of K of one decoded sub-tile: 128 bytes of bf16, one swizzle row."""
@@ -35,6 +35,10 @@ class Sm90Config:
         raster_group: register-operand tiles that neighbouring CTAs share a shared-operand tile over (L2 reuse).
         swap_ab: the GEMM's B is the register operand (small M).
         splits: CTAs that share the K of one output tile; their partial sums are added in a fixed order.
+        steps_per_group: wgmma (16 of K each) between two decodes of the register operand: 1, 2 or 4.
+        decode_groups: warpgroups that decode the shared operand, 1 or 2.
+        fragment_registers: registers per thread for decoded fragments, 16 or 32.
+        decode_to: what NVFP4 becomes for wgmma: "float16" or "bfloat16", both exact; 16-bit activations decide it.
     """
 
     tile_m: int = 256
@@ -46,6 +50,10 @@ class Sm90Config:
     raster_group: int = 8
     swap_ab: bool = False
     splits: int = 1
+    steps_per_group: int = 2
+    decode_groups: int = 1
+    fragment_registers: int = 32
+    decode_to: str = "float16"
 
     @property
     def tile_k(self) -> int:
@@ -59,8 +67,9 @@ class Sm90Config:
 
     @property
     def threads(self) -> int:
-        """Threads per CTA: one load, one decode and the consumer warpgroups."""
-        return WARPGROUP * (2 + self.consumer_groups)
+        """Threads per CTA: decode and consumer warpgroups, and the load warp (a whole warpgroup beside one decoder)."""
+        load = WARPGROUP if self.decode_groups == 1 else 32
+        return WARPGROUP * (self.decode_groups + self.consumer_groups) + load
 
 
 def scale_rows(tile_rows: int) -> int:
@@ -69,44 +78,66 @@ def scale_rows(tile_rows: int) -> int:
 
 
 @dataclass(frozen=True)
+class Sm90Operand:
+    """One operand as it lies in memory, and the rows of its tile.
+
+    Attributes:
+        rows: of a CTA tile.
+        bits: 4 (NVFP4) or 16 (bf16 or fp16 activations).
+        scales: layout of the block scales: "tiled", "compact", or "none" (16 bits).
+    """
+
+    rows: int
+    bits: int = 4
+    scales: str = "tiled"
+
+    def tile_bytes(self, config: Sm90Config) -> int:
+        """Bytes of one stage of codes or activations."""
+        return self.rows * config.tile_k * self.bits // 8
+
+    def scale_bytes(self, config: Sm90Config) -> int:
+        """Bytes of one stage of scales, as 128x4 tiles."""
+        return 0 if self.bits == 16 else scale_rows(self.rows) * config.k_blocks * SCALE_TILE_BYTES
+
+    def tma_bytes(self, config: Sm90Config) -> int:
+        """What TMA brings per stage; compact scales come by cp.async."""
+        return self.tile_bytes(config) + (self.scale_bytes(config) if self.scales == "tiled" else 0)
+
+
+@dataclass(frozen=True)
 class Sm90SmemBudget:
     """Bytes of shared memory by use."""
 
-    packed_register_operand: int
-    landed_shared_operand: int
+    register_operand: int
+    shared_operand: int
     scales: int
     decoded_shared_operand: int
     store: int
-    barriers: int
+    small: int
 
     @property
     def total(self) -> int:
-        return (
-            self.packed_register_operand
-            + self.landed_shared_operand
-            + self.scales
-            + self.decoded_shared_operand
-            + self.store
-            + self.barriers
-        )
+        return sum(getattr(self, f.name) for f in fields(self))
 
 
-def sm90_smem(config: Sm90Config, shared_bits: int = 4, out_bytes: int = 2) -> Sm90SmemBudget:
+def sm90_smem(
+    config: Sm90Config, operand_m: Sm90Operand, operand_n: Sm90Operand, staged_store: bool = True
+) -> Sm90SmemBudget:
     """Shared memory of a configuration.
 
     Args:
-        shared_bits: bits per element of the shared operand as it lands: 4 (NVFP4) or 16 (bf16, fp16).
-        out_bytes: bytes per element of D; only 16-bit outputs are staged for TMA stores.
+        operand_m, operand_n: register and shared operand.
+        staged_store: D has 16 bits and leaves by TMA.
     """
-    packed_row = config.tile_k // 2
-    scale_tiles = scale_rows(config.tile_m) + (scale_rows(config.tile_n) if shared_bits == 4 else 0)
+    stages = config.load_stages
     return Sm90SmemBudget(
-        packed_register_operand=config.load_stages * config.tile_m * packed_row,
-        landed_shared_operand=config.load_stages * config.tile_n * config.tile_k * shared_bits // 8,
-        scales=config.load_stages * scale_tiles * config.k_blocks * SCALE_TILE_BYTES,
+        register_operand=stages * operand_m.tile_bytes(config),
+        shared_operand=stages * operand_n.tile_bytes(config),
+        scales=stages * (operand_m.scale_bytes(config) + operand_n.scale_bytes(config)),
         decoded_shared_operand=config.mma_stages * config.tile_n * config.tile_k * 2,
-        store=config.tile_m * config.tile_n * 2 if out_bytes == 2 and config.splits == 1 else 0,
-        barriers=1024,
+        store=config.tile_m * config.tile_n * 2 if staged_store else 0,
+        # Barriers, flags, up to two vectors along n per consumer, and alignment gaps.
+        small=4096 + 8 * config.tile_n * config.consumer_groups,
     )
 
 
@@ -118,18 +149,22 @@ class Sm90RegisterBudget:
     decode: int
     consumer: int
 
-    def total(self, consumer_groups: int) -> int:
-        return WARPGROUP * (self.load + self.decode + consumer_groups * self.consumer)
+    def total(self, config: Sm90Config) -> int:
+        """Registers of a CTA."""
+        groups = config.decode_groups * self.decode + config.consumer_groups * self.consumer
+        return WARPGROUP * groups + self.load * (WARPGROUP if config.decode_groups == 1 else 32)
 
 
-def sm90_registers(config: Sm90Config) -> Sm90RegisterBudget:
+def sm90_registers(config: Sm90Config, compact_scales: bool = False) -> Sm90RegisterBudget:
     """The split of the register file between the roles.
 
     A launch gives every thread the same number r of registers (a multiple of 8); setmaxnreg then moves them between warpgroups, and
-    the sum may not grow. Loading needs the least, decoding 72, and the consumers get the rest (at most 240).
+    the sum may not grow. A lone load warp is no warpgroup and keeps r. Copying compact scales needs 40 registers where TMA alone needs
+    24 (48 bytes were spilled). The consumers get the rest (at most 240).
     """
-    groups = 2 + config.consumer_groups
-    per_group = SM90_REGISTERS // config.threads // 8 * 8
-    load, decode = 24, 72
-    consumer = (per_group * groups - load - decode) // config.consumer_groups // 8 * 8
+    r = SM90_REGISTERS // config.threads // 8 * 8
+    lone_load_warp = config.decode_groups > 1
+    load, decode = (r, 56) if lone_load_warp else (40 if compact_scales else 24, 72)
+    left = r * config.threads - load * (32 if lone_load_warp else WARPGROUP) - decode * WARPGROUP * config.decode_groups
+    consumer = left // (WARPGROUP * config.consumer_groups) // 8 * 8
     return Sm90RegisterBudget(load, decode, min(consumer, 240))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from cutefp4.config import Sm90Config
+from cutefp4.config import Sm90Config, Sm90Operand
 from cutefp4.epilogue import Epilogue
 from cutefp4.plan import Plan
 
@@ -18,8 +18,10 @@ class Sm90GemmPlan(Plan):
         config: tile sizes, stages, roles.
         epilogue: the tree.
         out_dtype: of D: "bfloat16", "float16" or "float32".
-        store: how D is written: "tma", "pairs" or "elements" (see kernels/epilogue/tile.py).
-        activations: "nvfp4" (W4A4), or "bfloat16" / "float16": A is 16-bit and B is NVFP4 (W4A16, with swap_ab).
+        store: how D is written: "tma" (16-bit, rows of a multiple of 16 bytes), "pairs" (two columns per access) or "elements".
+        activations: "nvfp4" (W4A4), or "bfloat16" / "float16": A is 16-bit and B is NVFP4 (W4A16; needs swap_ab and
+            config.decode_to equal to it).
+        a_scales, b_scales: layout of the block scales, "tiled" or "compact".
     """
 
     builder: ClassVar[str] = "cutefp4.kernels.sm90.gemm:build"
@@ -28,6 +30,16 @@ class Sm90GemmPlan(Plan):
     out_dtype: str = "bfloat16"
     store: str = "tma"
     activations: str = "nvfp4"
+    a_scales: str = "tiled"
+    b_scales: str = "tiled"
+
+    def operands(self) -> tuple[Sm90Operand, Sm90Operand]:
+        """The register and the shared operand."""
+        config = self.config
+        rows_a, rows_b = (config.tile_n, config.tile_m) if config.swap_ab else (config.tile_m, config.tile_n)
+        a = Sm90Operand(rows_a, 4, self.a_scales) if self.activations == "nvfp4" else Sm90Operand(rows_a, 16, "none")
+        b = Sm90Operand(rows_b, 4, self.b_scales)
+        return (b, a) if config.swap_ab else (a, b)
 
     def tensor_names(self) -> tuple[str, ...]:
         """The epilogue's tensors in the order of the kernel's arguments: D, leaves, sinks, split-K workspace."""

@@ -1,7 +1,8 @@
-"""D through shared memory: fragments are written by stmatrix, one thread per warpgroup stores the tile by TMA.
+"""D through shared memory: fragments are written by stmatrix, one warp per warpgroup stores the tile by TMA.
 
-Each consumer warpgroup owns a staging buffer of (64 * m_atoms) x tile_n 16-bit elements, in panels of 64 columns: rows of 128
-bytes in TMA's 128-byte swizzle (chunk index XOR row % 8). The copy runs while the next tile is multiplied; the buffer is
+Each consumer warpgroup owns a staging buffer for its (64 * m_atoms) x tile_n elements of 16 bits, in panels of 64 columns of D: rows
+of 128 bytes in TMA's 128-byte swizzle (chunk index XOR row % 8). The rows of D are m, and a panel is 64 of n; with swap_ab the
+rows of D are n, a panel is one 64-row tile of m, and stmatrix transposes. The copy runs while the next tile is multiplied; the buffer is
 waited for only before the next tile is staged. TMA clips what lies outside D. Needs 16-byte aligned rows of D.
 """
 
@@ -29,27 +30,36 @@ def pack_pair(low: Float32, high: Float32, kind: cutlass.Constexpr, *, loc=None,
 
 
 @dsl_user_op
-def stmatrix_x4(address: Int32, registers: list, *, loc=None, ip=None) -> None:
+def stmatrix_x4(address: Int32, registers: list, transpose: bool, *, loc=None, ip=None) -> None:
     """Store four 8x8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l // 8."""
     arguments = [value.ir_value(loc=loc, ip=ip) for value in (address, *registers)]
-    code = "stmatrix.sync.aligned.m8n8.x4.shared.b16 [$0], {$1, $2, $3, $4};"
+    code = f"stmatrix.sync.aligned.m8n8.x4{'.trans' if transpose else ''}.shared.b16 [$0], {{$1, $2, $3, $4}};"
     llvm.inline_asm(None, arguments, code, "r,r,r,r,r,~{memory}", has_side_effects=True, loc=loc, ip=ip)
+
+
+def panel_rows(config: Sm90Config) -> int:
+    """Rows of D that a panel holds."""
+    return config.tile_n if config.swap_ab else 64 * config.m_atoms
+
+
+def panels(config: Sm90Config) -> int:
+    """Panels of a warpgroup's tile."""
+    return config.m_atoms if config.swap_ab else config.tile_n // PANEL
 
 
 def staging_layout(config: Sm90Config, dtype):
     """Shared layout (rows, 64) of one panel of a warpgroup."""
     atom = warpgroup.make_smem_layout_atom(warpgroup.SmemLayoutAtomKind.K_SW128, dtype)
-    return cute.tile_to_shape(atom, (64 * config.m_atoms, PANEL), order=(0, 1))
+    return cute.tile_to_shape(atom, (panel_rows(config), PANEL), order=(0, 1))
 
 
-def store_tma(d: cute.Tensor, config: Sm90Config):
-    """TMA descriptor and coordinate tensor of D (L, M, N) for boxes of one panel."""
+def store_tma(d: cute.Tensor, config: Sm90Config) -> tuple:
+    """TMA atom and coordinate tensor of D (L, M, N) for boxes of one panel."""
     l, m, n = d.shape
     mnl = cute.make_tensor(d.iterator, cute.make_layout((m, n, l), stride=(n, 1, m * n)))
     layout = staging_layout(config, d.element_type)
-    return cpasync.make_tiled_tma_atom(
-        cpasync.CopyBulkTensorTileS2GOp(), mnl, layout, (64 * config.m_atoms, PANEL)
-    )
+    info = cpasync.make_tiled_tma_atom(cpasync.CopyBulkTensorTileS2GOp(), mnl, layout, (panel_rows(config), PANEL))
+    return tuple(info)[:2]
 
 
 class StagedStore(DeviceStruct):
@@ -59,10 +69,7 @@ class StagedStore(DeviceStruct):
         self.atom, self.tma, self.config, self.dtype = atom, tma, config, dtype
         self.consumer, self.thread = consumer, thread
         self.buffer = store + consumer * (64 * config.m_atoms * config.tile_n * 2)
-        lane = thread % 32
-        # stmatrix: matrices 0, 1 are rows 0-7 and 8-15 of n-block b, matrices 2, 3 the same of b + 1.
-        self.row = (thread // 32) * 16 + (lane // 8 % 2) * 8 + lane % 8
-        self.block = lane // 16
+        self.lane, self.warp = thread % 32, thread // 32
 
     @cute.jit
     def wait_buffer(self):
@@ -72,12 +79,19 @@ class StagedStore(DeviceStruct):
         self._sync()
 
     def stage(self, atom: int, block: int, registers: list) -> None:
-        """Write n-blocks `block` and `block` + 1 of 64-row tile `atom`: packed pairs (h, block) = 00, 10, 01, 11."""
-        row = self.row + 64 * atom
-        panel, column_block = block // 8, block % 8
-        chunk = (self.block + column_block) ^ (row % 8)
-        offset = panel * (64 * self.config.m_atoms * 128) + row * 128 + chunk * 16
-        stmatrix_x4(Int32((self.buffer + offset).toint()), registers)
+        """Write n-blocks `block` and `block` + 1 of 64-row tile `atom`.
+
+        registers: packed pairs of (rows g, block), (g + 8, block), (g, block + 1), (g + 8, block + 1): matrices 0..3.
+        """
+        high, second = (self.lane // 8) % 2, self.lane // 16
+        if self.config.swap_ab:
+            panel, row = atom, 8 * (second + block) + self.lane % 8
+            chunk = 2 * self.warp + high
+        else:
+            panel, row = block // 8, 64 * atom + 16 * self.warp + 8 * high + self.lane % 8
+            chunk = second + block % 8
+        offset = panel * (panel_rows(self.config) * 128) + row * 128 + (chunk ^ (row % 8)) * 16
+        stmatrix_x4(Int32((self.buffer + offset).toint()), registers, self.config.swap_ab)
 
     @cute.jit
     def store(self, tile_m: Int32, tile_n: Int32, l: Int32):
@@ -88,20 +102,22 @@ class StagedStore(DeviceStruct):
             self._issue(tile_m, tile_n, l)
 
     def _issue(self, tile_m: Int32, tile_n: Int32, l: Int32) -> None:
-        config = self.config
-        rows = 64 * config.m_atoms
+        config, rows = self.config, panel_rows(self.config)
         layout = staging_layout(config, self.dtype)
         tiles = cute.local_tile(self.tma, (rows, PANEL), (None, None, None))
-        for panel in range(config.tile_n // PANEL):
+        warpgroup_m = tile_m * config.consumer_groups + self.consumer
+        for panel in range(panels(config)):
             smem = cute.make_tensor(
                 cute.recast_ptr(self.buffer + panel * (rows * 128), layout.inner, dtype=self.dtype), layout.outer
             )
             smem_part, gmem_part = cpasync.tma_partition(
                 self.atom, 0, cute.make_layout(1), cute.group_modes(smem, 0, 2), cute.group_modes(tiles, 0, 2)
             )
-            row_tile = tile_m * config.consumer_groups + self.consumer
-            column_tile = tile_n * (config.tile_n // PANEL) + panel
-            cute.copy(self.atom, smem_part, gmem_part[(None, row_tile, column_tile, l)])
+            if config.swap_ab:
+                coordinates = (None, tile_n, warpgroup_m * config.m_atoms + panel, l)
+            else:
+                coordinates = (None, warpgroup_m, tile_n * panels(config) + panel, l)
+            cute.copy(self.atom, smem_part, gmem_part[coordinates])
         cute.arch.cp_async_bulk_commit_group()
 
     @cute.jit

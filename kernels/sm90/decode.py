@@ -1,33 +1,27 @@
-"""Decoding packed NVFP4: the register operand in the consumers, the shared operand in the decode warpgroup.
+"""Decoding packed NVFP4: the register operand in the consumers, the shared operand in the decode warpgroups.
 
-Both follow the K order of smem_layout.py and give e2m1 * e4m3 * 2^-7 in bf16, exactly (common/e2m1.py, common/e4m3.py).
+Both follow the K order of smem_layout.py and give e2m1 * e4m3 * 2^product_exponent in fp16 or bf16, exactly (number_format.py).
 
 Per 64 x 64 sub-tile of the register operand a thread reads, for its rows g and g + 8, one 8-byte block and one scale byte, and
-makes the 16 registers of four m64k16 fragments: 4 words x (13 + 4) + 2 scales x 3 = 74 instructions.
+makes the 16 registers of four m64k16 fragments: 4 words of 15 (fp16) or 17 (bf16) instructions.
+
+16-bit activations as the shared operand only change their order of K: eight 16-byte reads, 32 PRMT and eight 16-byte writes per row.
 """
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Int32
+from cutlass import Int32, Uint32
 
-from cutefp4.config import SCALE_TILE_BYTES, Sm90Config
+from cutefp4.config import SCALE_TILE_BYTES, WARPGROUP, Sm90Config
 
 from ..common.device_struct import DeviceStruct
-from ..common.e2m1 import PAIRS_PER_WORD, decode_pair
-from ..common.e4m3 import decode_scale, mul_bf16x2
-from .smem_layout import load_byte, load_words, quad_block, store_words, swizzle_chunk
+from ..common.e2m1 import PAIRS_PER_WORD
+from ..common.e4m3 import permute
+from .number_format import FORMATS
+from .smem_layout import ROW_BYTES, load_byte, load_half, load_words, quad_block, store_words, swizzle_chunk
 
-
-def packed_offset(config: Sm90Config, row: Int32, block: Int32) -> Int32:
-    """Byte offset in a packed stage of the 8-byte block `block` of row `row`."""
-    chunk = (block // 2) ^ swizzle_chunk(config.k_blocks, row)
-    return row * (32 * config.k_blocks) + chunk * 16 + (block % 2) * 8
-
-
-def scale_offset(config: Sm90Config, row: Int32, block: Int32) -> Int32:
-    """Byte offset in a stage of scale tiles of the scale of block `block` of row `row`."""
-    tile = (row // 128) * config.k_blocks + block // 4
-    return tile * SCALE_TILE_BYTES + (row % 32) * 16 + ((row % 128) // 32) * 4 + block % 4
+CHUNKS = 2 * PAIRS_PER_WORD
+"""16-byte chunks of a decoded 64-element row."""
 
 
 def first_scale_row(tile: Int32, rows: int):
@@ -35,112 +29,164 @@ def first_scale_row(tile: Int32, rows: int):
     return (tile * rows) % 128 if rows < 128 else 0
 
 
+def scale_row_offset(config: Sm90Config, row: Int32) -> Int32:
+    """Byte offset in a stage of scale tiles of the first scale of a row."""
+    return (row // 128) * (config.k_blocks * SCALE_TILE_BYTES) + (row % 32) * 16 + ((row % 128) // 32) * 4
+
+
+def scale_block_offset(block: int) -> int:
+    """What the scale of 16-element block `block` of a row adds to `scale_row_offset`."""
+    return (block // 4) * SCALE_TILE_BYTES + block % 4
+
+
 class RegisterOperandReader(DeviceStruct):
     """One consumer thread's view of the packed register operand.
 
-    Its rows in 64-row tile `m` of the warpgroup are 64 * m + 16 * warp + g and + 8, with g = lane // 4.
+    Its rows in 64-row tile m of the warpgroup are 64 * m + 16 * warp + g and + 8, with g = lane // 4. Swizzles repeat every 8 rows and
+    scale tiles are regular, so that (m, h) only adds a constant to an address, and the sub-tile q flips bits of the chunk.
     """
 
     def __init__(self, config: Sm90Config, storage, group_row: Int32, thread: Int32):
         self.config, self.storage = config, storage
+        self.pitch = 32 * config.k_blocks
         self.row = group_row + (thread // 32) * 16 + (thread % 32) // 4
         self.t = thread % 4
+        self.first_chunk = (config.k_blocks * (self.t // 2)) ^ swizzle_chunk(config.k_blocks, self.row)
 
-    def load(self, bases, m: int, q: int):
-        """Packed words and scale bytes of 64-row tile m, sub-tile q: ([words of row g], [of g + 8]), (byte, byte).
+    def scale_offset(self, scale_row0) -> Int32:
+        """Offset of this thread's first scale; scale_row0: first scale row of the work tile."""
+        k_blocks = self.config.k_blocks
+        column = self.t if k_blocks == 1 else (self.t // 2) * (k_blocks // 2) * SCALE_TILE_BYTES + self.t % 2
+        return scale_row_offset(self.config, scale_row0 + self.row) + column
 
-        bases: byte offsets of the stage in codes and scales, first scale row of the tile.
-        """
-        codes_base, scales_base, scale_row0 = bases
-        block = quad_block(self.config.k_blocks, q, self.t)
-        words, scales = [], []
-        for half in range(2):
-            row = self.row + 64 * m + 8 * half
-            words.append(load_words(self.storage.packed_m, codes_base + packed_offset(self.config, row, block), 2))
-            offset = scale_offset(self.config, scale_row0 + row, block)
-            scales.append(load_byte(self.storage.scales_m, scales_base + offset))
-        return words, scales
+    def load(self, stage: Int32, size, scale_offset: Int32, m: int, q: int):
+        """Words and scale bytes of 64-row tile m, sub-tile q: ([words of row g], [words of g + 8]), (byte, byte)."""
+        offset = self.row * self.pitch + (self.first_chunk ^ q) * 16 + (self.t % 2) * 8
+        codes = self.storage.landed_m + (stage * size.landed_m + offset)
+        scales = self.storage.scales_m + (stage * size.scales_m + scale_offset)
+        words, scale_bytes = [], []
+        for h in range(2):
+            words.append(load_words(codes, (64 * m + 8 * h) * self.pitch, 2))
+            tile = (m // 2) * (self.config.k_blocks * SCALE_TILE_BYTES)
+            scale_bytes.append(load_byte(scales, tile + (m % 2) * 8 + h * 128 + scale_block_offset(2 * q)))
+        return words, scale_bytes
 
 
-def decode_fragment(words, scales, fragment: cute.Tensor) -> None:
-    """Write the 16 registers of four m64k16 A fragments: step s holds pairs 2s and 2s + 1 of rows g and g + 8."""
-    multipliers = [decode_scale(s) for s in scales]
-    for s in range(4):
+def decode_steps(fmt, words, multipliers, first: int, steps: int, fragment: cute.Tensor) -> None:
+    """Write the registers of `steps` m64k16 A fragments, 4 each: step s holds pairs 2s and 2s + 1 of rows g and g + 8."""
+    for s in range(first, first + steps):
         for high in range(2):
             for half in range(2):
-                raw = decode_pair(words[half][s // 2], 2 * (s % 2) + high)
-                fragment[4 * s + 2 * high + half] = mul_bf16x2(raw, multipliers[half])
+                pair = fmt.scaled_pair(words[half][s // 2], 2 * (s % 2) + high, multipliers[half])
+                fragment[4 * (s - first) + 2 * high + half] = pair
 
 
-CHUNKS = 2 * PAIRS_PER_WORD
-"""16-byte chunks of a decoded 64-element row."""
+class SharedOperandWriter(DeviceStruct):
+    """The decode warpgroups: rows of the shared operand, as they land, to swizzled 16-bit rows that wgmma reads.
 
-
-class SharedOperandDecoder(DeviceStruct):
-    """The decode warpgroup: packed rows of the shared operand to swizzled bf16 rows that wgmma reads.
-
-    A stage has k_blocks * tile_n rows of 64 elements (8 chunks of 16 bytes each). With 128 of them or more, a thread decodes whole
-    rows; with fewer, the chunks of a row are split over 128 / rows warps, which take different branches.
+    A stage has k_blocks * tile_n rows of 64 elements (8 chunks of 16 bytes each). With as many of them as decode threads, a thread
+    makes whole rows; with fewer, the chunks of a row are split over several warps, which take different branches.
     """
 
     def __init__(self, config: Sm90Config, storage, thread: Int32):
         self.config, self.storage, self.thread = config, storage, thread
+        self.fmt = FORMATS[config.decode_to]
 
     @cute.jit
-    def decode_stage(self, bases):
-        """Decode one load stage into one MMA stage.
+    def write_stage(self, bases):
+        """Turn one load stage into one MMA stage.
 
-        bases: byte offsets of the stage in the codes, in the scales and in the decoded buffer; first scale row of the tile.
+        bases: byte offsets of the stage in the rows, in the scales and in the decoded buffer; first scale row of the tile.
         """
         rows = self.config.tile_n * self.config.k_blocks
-        if cutlass.const_expr(rows >= 128):
-            for i in cutlass.range_constexpr(rows // 128):
-                self._decode_row(bases, self.thread + 128 * i, range(CHUNKS))
+        threads = WARPGROUP * self.config.decode_groups
+        if cutlass.const_expr(rows >= threads):
+            for i in cutlass.range_constexpr(rows // threads):
+                self._write_row(bases, self.thread + threads * i, range(CHUNKS))
         else:
-            pieces = 128 // rows
+            pieces = threads // rows
             per_piece = CHUNKS // pieces
             for piece in cutlass.range_constexpr(pieces):
                 if self.thread // rows == piece:
                     chunks = range(piece * per_piece, (piece + 1) * per_piece)
-                    self._decode_row(bases, self.thread % rows, chunks)
+                    self._write_row(bases, self.thread % rows, chunks)
 
-    def _decode_row(self, bases, item: Int32, chunks: range) -> None:
-        """Decode some chunks of row `item % tile_n`, sub-tile `item // tile_n`."""
-        codes_base, scales_base, out_base, scale_row0 = bases
-        config, storage = self.config, self.storage
-        q, row = item // config.tile_n, item % config.tile_n
-        blocks = [quad_block(config.k_blocks, q, t) for t in range(4)]
-        words = []
-        for first in (blocks[0], blocks[2]):  # blocks 0, 1 and 2, 3 of the quad are neighbours: 16 bytes
-            words += load_words(storage.packed_n, codes_base + packed_offset(config, row, first), 4)
-        multipliers = []
-        for block in blocks:
-            offset = scale_offset(config, scale_row0 + row, block)
-            multipliers.append(decode_scale(load_byte(storage.scales_n, scales_base + offset)))
-        row_base = out_base + q * (config.tile_n * 128) + row * 128
+    def _write_row(self, bases, item: Int32, chunks: range) -> None:
+        """Make some chunks of row `item % tile_n`, sub-tile `item // tile_n`."""
+        q, row = item // self.config.tile_n, item % self.config.tile_n
+        row_base = bases[2] + q * (self.config.tile_n * ROW_BYTES) + row * ROW_BYTES
+        for chunk, words in self._chunks(bases, q, row, chunks):
+            store_words(self.storage.decoded_n, row_base + (Int32(chunk) ^ (row % 8)) * 16, words)
+
+
+class SharedOperandDecoder(SharedOperandWriter):
+    """Decodes packed NVFP4."""
+
+    def _chunks(self, bases, q: Int32, row: Int32, chunks: range):
+        words, multipliers = self._load_row(bases, q, row)
         for chunk in chunks:
             half, j = chunk // PAIRS_PER_WORD, chunk % PAIRS_PER_WORD
-            pairs = [mul_bf16x2(decode_pair(words[2 * t + half], j), multipliers[t]) for t in range(4)]
-            store_words(storage.decoded_n, row_base + (Int32(chunk) ^ (row % 8)) * 16, pairs)
+            yield chunk, [self.fmt.scaled_pair(words[2 * t + half], j, multipliers[t]) for t in range(4)]
+
+    def _load_row(self, bases, q: Int32, row: Int32):
+        """The 8 words and 4 scale multipliers of sub-tile q of a row, in the order of the quad's threads.
+
+        Blocks 0 and 1 of the quad are neighbours in memory, and so are 2 and 3.
+        """
+        codes_base, scales_base, _, scale_row0 = bases
+        config, storage = self.config, self.storage
+        k_blocks = config.k_blocks
+        codes = storage.landed_n + (codes_base + row * (32 * k_blocks))
+        scales = storage.scales_n + (scales_base + scale_row_offset(config, scale_row0 + row))
+        first_chunk = q ^ swizzle_chunk(k_blocks, row)
+        words = load_words(codes, first_chunk * 16, 4) + load_words(codes, (first_chunk ^ k_blocks) * 16, 4)
+        column = (q // 2) * SCALE_TILE_BYTES + (q % 2) * 2
+        second = 2 if k_blocks == 1 else column + (k_blocks // 2) * SCALE_TILE_BYTES
+        pairs = [load_half(scales, column), load_half(scales, second)]
+        return words, [multiplier for pair in pairs for multiplier in self.fmt.multipliers(pair)]
+
+
+class ActivationReorderer(SharedOperandWriter):
+    """Brings 16-bit activations, landed in their natural order, into the K order of the decoded weight."""
+
+    def _chunks(self, bases, q: Int32, row: Int32, chunks: range):
+        config = self.config
+        sub_tile = config.tile_n * ROW_BYTES
+        base = bases[0] + row * ROW_BYTES
+        for half in sorted({chunk // PAIRS_PER_WORD for chunk in chunks}):
+            quads = []
+            for t in range(4):
+                block = quad_block(config.k_blocks, 0, t) + 2 * q
+                chunk = (2 * (block % 4) + half) ^ (row % 8)
+                quads.append(load_words(self.storage.landed_n, base + (block // 4) * sub_tile + chunk * 16, 4))
+            for chunk in chunks:
+                if chunk // PAIRS_PER_WORD == half:
+                    low, high = self.fmt.pairs[chunk % PAIRS_PER_WORD]
+                    yield chunk, [_pick_pair(words, low, high) for words in quads]
+
+
+def _pick_pair(words: list, low: int, high: int) -> Uint32:
+    """Elements `low` and `high`, both even or both odd, of eight 16-bit elements in four words."""
+    return permute(words[low // 2], words[high // 2], 0x7632 if low % 2 else 0x5410)
 
 
 @cute.jit
 def decode_role(
-    scheduler, load_ring, mma_ring, decoder: SharedOperandDecoder, size: cutlass.Constexpr, lane: Int32
+    scheduler, load_ring, mma_ring, writer: SharedOperandWriter, size: cutlass.Constexpr, lane: Int32
 ):
-    """Decode the shared operand of every stage of every work tile of this CTA (one warpgroup)."""
+    """Make the shared operand of every stage of every work tile of this CTA (the decode warpgroups)."""
     load_state, mma_state = load_ring.consumer_state(), mma_ring.producer_state()
     first, _, _ = cute.arch.block_idx()
     step, _, _ = cute.arch.grid_dim()
     for index in cutlass.range(first, scheduler.total(), step, unroll=1):
         work = scheduler.work(index)
-        scale_row0 = first_scale_row(work.n, decoder.config.tile_n)
+        scale_row0 = first_scale_row(work.n, writer.config.tile_n)
         for _ in cutlass.range(work.k_count, unroll=1):
             load_ring.wait_full(load_state)
             mma_ring.wait_empty(mma_state)
             stage = load_state.index
-            decoder.decode_stage(
-                (stage * size.packed_n, stage * size.scales_n, mma_state.index * size.decoded_n, scale_row0)
+            writer.write_stage(
+                (stage * size.landed_n, stage * size.scales_n, mma_state.index * size.decoded_n, scale_row0)
             )
             # The tensor core reads through the async proxy: each writer makes its stores visible to it, then arrives.
             cute.arch.fence_view_async_shared()

@@ -1,15 +1,20 @@
-"""NVFP4 GEMM for Hopper: D = epilogue(A * B^T), both operands packed in memory, decoded exactly in the kernel.
+"""NVFP4 GEMM for Hopper: D = epilogue(A * B^T), NVFP4 packed in memory and decoded exactly in the kernel.
 
-    acc[i, j] = sum_k (e2m1 * e4m3)_a[i, k] * (e2m1 * e4m3)_b[j, k]        fp32 accumulation in wgmma
+    acc[i, j] = sum_k (e2m1 * e4m3)_a[i, k] * (e2m1 * e4m3)_b[j, k]        W4A4, fp32 accumulation in wgmma
+    acc[i, j] = sum_k a[i, k] * (e2m1 * e4m3)_b[j, k]                      W4A16, a in bf16 or fp16
 
-    operand       codes (L, rows, K/2) uint8, low nibble = even k; scales E4M3 in 128x4 tiles; rows: M of A, N of B
-    D             (L, M, N)
+    A    codes (L, M, K/2) uint8, low nibble = even k, and E4M3 scales; or activations (L, M, K)
+    B    codes (L, N, K/2) and scales;  scales in 128x4 tiles or compact (L, rows, K/16)
+    D    (L, M, N)
 
-Warp roles, one CTA per SM, 128 * (2 + consumer_groups) threads:
+One operand is the *register operand* (rows on the M of wgmma, decoded in registers), the other the *shared operand* (rows on the N of
+wgmma, decoded once into shared memory). They are A and B, or with config.swap_ab B and A: small M, and W4A16.
 
-    warpgroup 0   one warp issues TMA loads of packed codes and scales            loader.py
-    warpgroup 1   decodes the shared operand (tile_n rows) to bf16 in smem        decode.py
-    warpgroup 2.. decode the register operand and issue wgmma, then the epilogue  mma.py, epilogue
+Warp roles, one CTA per SM:
+
+    decode_groups warpgroups     write the shared operand (tile_n rows) to smem in wgmma's layout     decode.py
+    consumer_groups warpgroups   decode the register operand and issue wgmma, then the epilogue       mma.py, ../epilogue
+    the last warp(group)         one warp issues TMA loads, three copy compact scales                 loader.py
 
     load ring     packed tiles        filled by TMA                 drained by decode and consumer warps
     mma ring      decoded tiles       filled by the decode warps    drained by the consumer warps
@@ -27,31 +32,27 @@ from cutlass.cute.nvgpu import OperandMajorMode, warpgroup
 from cutlass.cute.runtime import make_fake_compact_tensor, make_fake_stream
 
 from cutefp4 import epilogue as nodes
-from cutefp4.config import Sm90Config, sm90_registers, sm90_smem
+from cutefp4.config import Sm90Config, sm90_registers
 from cutefp4.gemm_plan import Sm90GemmPlan
 
 from ..common.barriers import Ring, RingSpec
-from ..common.e4m3 import PRODUCT_EXPONENT
 from ..epilogue import tile as tile_epilogue
 from ..epilogue.staged_store import store_tma
 from ..scheduler import StaticScheduler
-from .decode import RegisterOperandReader, SharedOperandDecoder, decode_role
-from .loader import OperandLoader, TmaOperand, load_role, packed_tma
+from .decode import ActivationReorderer, RegisterOperandReader, SharedOperandDecoder, decode_role
+from .loader import SCALE_WARPS, CompactScaleLoader, OperandLoader, compact_scale_role, load_role, operand_tma
 from .mma import WarpgroupMma, mainloop
+from .number_format import FORMATS
 from .smem_layout import allocate, stage_bytes
 
-ACC_EXPONENT = 2 * PRODUCT_EXPONENT
-"""The accumulator holds the true sum times 2^ACC_EXPONENT, exactly."""
-
-LOAD_GROUP, DECODE_GROUP, FIRST_CONSUMER = 0, 1, 2
-
-
-def ring_specs(config: Sm90Config) -> tuple[RingSpec, RingSpec]:
-    """The load ring and the MMA ring as data; arrivals are per warp, except the loader's one."""
-    consumers = 4 * config.consumer_groups
+def ring_specs(plan: Sm90GemmPlan) -> tuple[RingSpec, RingSpec]:
+    """The load ring and the MMA ring as data; arrivals are per warp, except the TMA warp's one and cp.async's per thread."""
+    config = plan.config
+    consumers, decoders = 4 * config.consumer_groups, 4 * config.decode_groups
+    compact = any(operand.scales == "compact" for operand in plan.operands())
     return (
-        RingSpec("load", config.load_stages, full_arrivals=1, empty_arrivals=consumers + 4),
-        RingSpec("mma", config.mma_stages, full_arrivals=4, empty_arrivals=consumers),
+        RingSpec("load", config.load_stages, 1 + (32 * SCALE_WARPS if compact else 0), consumers + decoders),
+        RingSpec("mma", config.mma_stages, decoders, consumers),
     )
 
 
@@ -60,32 +61,44 @@ class Sm90Gemm:
 
     def __init__(self, plan: Sm90GemmPlan):
         self.plan, self.config = plan, plan.config
-        self.registers = sm90_registers(plan.config)
-        self.size = stage_bytes(plan.config)
-        self.epilogue = tile_epilogue.EpilogueSpec(plan.epilogue, ACC_EXPONENT, plan.store)
-        self.store_bytes = sm90_smem(plan.config).store if plan.store == "tma" else 0
+        self.format = FORMATS[plan.config.decode_to]
+        self.operand_m, self.operand_n = plan.operands()
+        compact = any(operand.scales == "compact" for operand in plan.operands())
+        self.registers = sm90_registers(plan.config, compact)
+        self.size = stage_bytes(plan)
+        acc_exponent = self.format.product_exponent * (2 if plan.activations == "nvfp4" else 1)
+        self.epilogue = tile_epilogue.EpilogueSpec(plan.epilogue, acc_exponent, plan.store)
+        self.store_bytes = plan.config.tile_m * plan.config.tile_n * 2 if plan.store == "tma" else 0
         vectors = tile_epilogue.n_vectors(plan.epilogue, plan.config.swap_ab)
         self.vector_floats = vectors * plan.config.tile_n * plan.config.consumer_groups
 
     @cute.jit
-    def __call__(self, a_codes, a_scales, b_codes, b_scales, epilogue_tensors, sms: Int32, stream):
-        """Launch: codes (L, rows, K/2), tiled scales (flat), the tensors of `plan.tensor_names()`, the number of SMs."""
+    def __call__(self, a, a_scales, b, b_scales, epilogue_tensors, sms: Int32, stream):
+        """Launch.
+
+        a, b: codes (L, rows, K/2), or activations (L, M, K) as a. a_scales, b_scales: flat bytes if tiled, (L, rows, K/16) if
+        compact. epilogue_tensors: those of `plan.tensor_names()`. sms: CTAs to launch at most.
+        """
         config = self.config
-        first, second = (a_codes, a_scales), (b_codes, b_scales)
+        first, second = (a, a_scales), (b, b_scales)
         if cutlass.const_expr(config.swap_ab):
             first, second = second, first
         l, rows_m, bytes_k = first[0].shape
         rows_n = second[0].shape[1]
-        tma_m = packed_tma(*first, config.tile_m, config)
-        tma_n = packed_tma(*second, config.tile_n, config)
+        tma_m = operand_tma(*first, self.operand_m, config)
+        tma_n = operand_tma(*second, self.operand_n, config)
         tma_d = store_tma(epilogue_tensors[0], config) if self.plan.store == "tma" else ()
+        compact = [
+            (side, scales)
+            for side, scales, operand in (("m", first[1], self.operand_m), ("n", second[1], self.operand_n))
+            if operand.scales == "compact"
+        ]
         tiles_m, tiles_n = cute.ceil_div(rows_m, config.tile_m), cute.ceil_div(rows_n, config.tile_n)
-        scheduler = StaticScheduler(
-            tiles_m, tiles_n, l, cute.ceil_div(bytes_k * 2, config.tile_k), config.raster_group, config.splits
-        )
+        k_stages = cute.ceil_div(bytes_k * 2, config.tile_k)
+        scheduler = StaticScheduler(tiles_m, tiles_n, l, k_stages, config.raster_group, config.splits)
         tiled_mma = cute.make_tiled_mma(
             warpgroup.MmaF16BF16Op(
-                BFloat16,
+                self.format.dtype,
                 Float32,
                 (64, config.tile_n, 16),
                 warpgroup.OperandSource.RMEM,
@@ -93,7 +106,11 @@ class Sm90Gemm:
                 OperandMajorMode.K,
             )
         )
-        self.kernel(*tma_m, *tma_n, tma_d, tiled_mma, epilogue_tensors, (rows_m, rows_n), scheduler).launch(
+        compact_tensors = tuple(scales for _, scales in compact)
+        self.compact_sides = tuple(side for side, _ in compact)
+        self.kernel(
+            tma_m, tma_n, tma_d, compact_tensors, tiled_mma, epilogue_tensors, (rows_m, rows_n), scheduler
+        ).launch(
             grid=[cutlass.min(scheduler.total(), sms), 1, 1],
             block=[config.threads, 1, 1],
             min_blocks_per_mp=1,
@@ -101,28 +118,13 @@ class Sm90Gemm:
         )
 
     @cute.kernel
-    def kernel(
-        self,
-        m_codes_atom: cute.CopyAtom,
-        m_codes: cute.Tensor,
-        m_scales_atom: cute.CopyAtom,
-        m_scales: cute.Tensor,
-        n_codes_atom: cute.CopyAtom,
-        n_codes: cute.Tensor,
-        n_scales_atom: cute.CopyAtom,
-        n_scales: cute.Tensor,
-        tma_d,
-        tiled_mma: cute.TiledMma,
-        epilogue_tensors,
-        sizes,
-        scheduler,
-    ):
+    def kernel(self, tma_m, tma_n, tma_d, compact_tensors, tiled_mma, epilogue_tensors, sizes, scheduler):
         config, size = self.config, self.size
         thread, _, _ = cute.arch.thread_idx()
         warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
         group, lane = warp // 4, thread % 32
-        storage = allocate(config, self.store_bytes, self.vector_floats)
-        load_spec, mma_spec = ring_specs(config)
+        storage = allocate(config, size, self.store_bytes, self.vector_floats)
+        load_spec, mma_spec = ring_specs(self.plan)
         load_ring = Ring(load_spec, storage.full, storage.empty)
         mma_ring = Ring(mma_spec, storage.mma_full, storage.mma_empty)
         if thread == 0:
@@ -131,34 +133,49 @@ class Sm90Gemm:
             cute.arch.mbarrier_init_fence()
         cute.arch.sync_threads()
 
-        if group == LOAD_GROUP:
-            cute.arch.setmaxregister_decrease(self.registers.load)
-            if warp == 0:
-                tma_m = TmaOperand(m_codes_atom, m_codes, m_scales_atom, m_scales)
-                tma_n = TmaOperand(n_codes_atom, n_codes, n_scales_atom, n_scales)
-                loader_m = OperandLoader(tma_m, storage.packed_m, storage.scales_m, config.tile_m, config)
-                loader_n = OperandLoader(tma_n, storage.packed_n, storage.scales_n, config.tile_n, config)
+        first_consumer = config.decode_groups
+        load_group = config.decode_groups + config.consumer_groups
+        if group == load_group:
+            if cutlass.const_expr(config.decode_groups == 1):
+                cute.arch.setmaxregister_decrease(self.registers.load)
+            if warp == 4 * load_group:
+                loader_m = OperandLoader(tma_m, storage.landed_m, storage.scales_m, self.operand_m, config)
+                loader_n = OperandLoader(tma_n, storage.landed_n, storage.scales_n, self.operand_n, config)
                 loader_m.prefetch_descriptors()
                 loader_n.prefetch_descriptors()
-                load_role(scheduler, load_ring, loader_m, loader_n, size.landing)
-        elif group == DECODE_GROUP:
+                load_role(scheduler, load_ring, loader_m, loader_n, size.tma)
+            elif cutlass.const_expr(len(compact_tensors) > 0):
+                loaders = self.compact_loaders(compact_tensors, storage, thread - 128 * load_group - 32)
+                compact_scale_role(scheduler, load_ring, loaders)
+        elif group < first_consumer:
             cute.arch.setmaxregister_decrease(self.registers.decode)
-            decoder = SharedOperandDecoder(config, storage, thread % 128)
-            decode_role(scheduler, load_ring, mma_ring, decoder, size, lane)
+            kind = SharedOperandDecoder if self.operand_n.bits == 4 else ActivationReorderer
+            decode_role(scheduler, load_ring, mma_ring, kind(config, storage, thread), size, lane)
         else:
             cute.arch.setmaxregister_increase(self.registers.consumer)
             tensors = dict(zip(self.plan.tensor_names(), epilogue_tensors, strict=True))
-            consumer = group - FIRST_CONSUMER
+            consumer = group - first_consumer
             epilogue = tile_epilogue.bind(
                 self.epilogue, config, tensors, sizes, storage, tma_d, consumer, thread % 128
             )
             self.consumer_role(scheduler, (load_ring, mma_ring), storage, tiled_mma, epilogue, consumer, thread % 128)
 
+    def compact_loaders(self, tensors: tuple, storage, thread: Int32) -> list:
+        """(side, loader) of the operands with compact scales."""
+        sides = {
+            "m": (storage.scales_m, self.size.scales_m, self.operand_m),
+            "n": (storage.scales_n, self.size.scales_n, self.operand_n),
+        }
+        return [
+            (side, CompactScaleLoader(tensor, *sides[side], self.config, thread))
+            for side, tensor in zip(self.compact_sides, tensors, strict=True)
+        ]
+
     @cute.jit
     def consumer_role(self, scheduler, rings, storage, tiled_mma, epilogue, consumer: Int32, thread: Int32):
         """Mainloop and epilogue of one consumer warpgroup for every work tile of this CTA."""
         config = self.config
-        shared_operand = decoded_operand(config, storage)
+        shared_operand = decoded_operand(config, storage, self.format.dtype)
         mma = WarpgroupMma(tiled_mma, shared_operand, config)
         reader = RegisterOperandReader(config, storage, consumer * (64 * config.m_atoms), thread)
         states = rings[0].consumer_state(), rings[1].consumer_state()
@@ -173,14 +190,14 @@ class Sm90Gemm:
             epilogue.staged.drain()
 
 
-def decoded_operand(config: Sm90Config, storage) -> cute.Tensor:
-    """The decoded shared operand as wgmma sees it: (tile_n, tile_k, mma_stages) bf16, 128-byte swizzle."""
+def decoded_operand(config: Sm90Config, storage, dtype) -> cute.Tensor:
+    """The decoded shared operand as wgmma sees it: (tile_n, tile_k, mma_stages), 128-byte swizzle."""
     layout = cute.tile_to_shape(
-        warpgroup.make_smem_layout_atom(warpgroup.SmemLayoutAtomKind.K_SW128, BFloat16),
+        warpgroup.make_smem_layout_atom(warpgroup.SmemLayoutAtomKind.K_SW128, dtype),
         (config.tile_n, config.tile_k, config.mma_stages),
         order=(0, 1, 2),
     )
-    return cute.make_tensor(cute.recast_ptr(storage.decoded_n, layout.inner, dtype=BFloat16), layout.outer)
+    return cute.make_tensor(cute.recast_ptr(storage.decoded_n, layout.inner, dtype=dtype), layout.outer)
 
 
 DTYPES = {"bfloat16": BFloat16, "float16": Float16, "float32": Float32}
@@ -193,18 +210,19 @@ def _matrix(dtype, *shape, align: int = 16):
     return make_fake_compact_tensor(dtype, shape, stride_order=order, assumed_align=align)
 
 
-def _epilogue_fakes(plan: Sm90GemmPlan, l, m, n_out) -> tuple:
+def _epilogue_fakes(plan: Sm90GemmPlan, l, m, n) -> tuple:
     """Fake tensors of `plan.tensor_names()`, in their order."""
-    tree = plan.epilogue
-    d_dtype = DTYPES[plan.out_dtype]
-    fakes = [_matrix(d_dtype, l, m, n_out, align=16 if plan.store == "tma" else d_dtype.width // 4)]
+    tree, dtype = plan.epilogue, DTYPES[plan.out_dtype]
+    align = {"tma": 16, "pairs": dtype.width // 4, "elements": dtype.width // 8}[plan.store]
+    n_out = cute.sym_int(divisibility=_COLUMN_MULTIPLE[plan.store]) if tree.halves_columns() else n
+    fakes = [_matrix(dtype, l, m, n_out, align=align)]
     for leaf in tree.leaves():
         dtype = DTYPES[leaf.dtype]
-        shape = {nodes.Row: (l, m), nodes.Column: (l, cute.sym_int()), nodes.Scalar: (l,), nodes.Tile: (l, m, n_out)}
+        shape = {nodes.Row: (l, m), nodes.Column: (l, n), nodes.Scalar: (l,), nodes.Tile: (l, m, n)}
         fakes.append(_matrix(dtype, *shape[type(leaf)], align=dtype.width // 8))
     for sink in tree.sinks:
         dtype = DTYPES[sink.dtype] if isinstance(sink, nodes.Store) else Float32
-        shape = {nodes.Store: (l, m, n_out), nodes.RowAmax: (l, m), nodes.ColumnAmax: (l, n_out)}
+        shape = {nodes.Store: (l, m, n), nodes.RowAmax: (l, m), nodes.ColumnAmax: (l, n)}
         fakes.append(_matrix(dtype, *shape[type(sink)], align=dtype.width // 8))
     if plan.config.splits > 1:
         registers = plan.config.m_atoms * plan.config.tile_n // 2
@@ -213,12 +231,20 @@ def _epilogue_fakes(plan: Sm90GemmPlan, l, m, n_out) -> tuple:
     return tuple(fakes)
 
 
+def _operand_fakes(activations: str, scales: str, l, rows, bytes_k) -> tuple:
+    """Fake rows and scales of one operand."""
+    if activations != "nvfp4":
+        return _matrix(DTYPES[activations], l, rows, cute.sym_int(divisibility=64)), _matrix(Uint8, cute.sym_int())
+    flat = _matrix(Uint8, cute.sym_int())
+    compact = _matrix(Uint8, l, rows, cute.sym_int(divisibility=4), align=4)
+    return _matrix(Uint8, l, rows, bytes_k), flat if scales == "tiled" else compact
+
+
 def build(plan: Sm90GemmPlan):
     """The jit function and fake arguments of a plan."""
-    l, m, n, bytes_k = cute.sym_int(), cute.sym_int(), cute.sym_int(), cute.sym_int(divisibility=32)
-    n_out = cute.sym_int(divisibility=_COLUMN_MULTIPLE[plan.store])
-    a_codes, b_codes = _matrix(Uint8, l, m, bytes_k), _matrix(Uint8, l, n, bytes_k)
-    a_scales, b_scales = _matrix(Uint8, cute.sym_int()), _matrix(Uint8, cute.sym_int())
-    tensors = _epilogue_fakes(plan, l, m, n_out)
+    l, m, bytes_k = cute.sym_int(), cute.sym_int(), cute.sym_int(divisibility=32)
+    n = cute.sym_int(divisibility=1 if plan.epilogue.halves_columns() else _COLUMN_MULTIPLE[plan.store])
+    a = _operand_fakes(plan.activations, plan.a_scales, l, m, bytes_k)
+    b = _operand_fakes("nvfp4", plan.b_scales, l, n, bytes_k)
     stream = make_fake_stream(use_tvm_ffi_env_stream=True)
-    return Sm90Gemm(plan), (a_codes, a_scales, b_codes, b_scales, tensors, Int32(1), stream)
+    return Sm90Gemm(plan), (*a, *b, _epilogue_fakes(plan, l, m, n), Int32(1), stream)

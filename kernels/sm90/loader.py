@@ -1,118 +1,121 @@
-"""The load warp: TMA brings packed rows and scale tiles into the load ring.
+"""The load warps: packed rows (or 16-bit activations) and block scales into the load ring.
 
-Per stage: (tile_m, tile_k/2) and (tile_n, tile_k/2) bytes of codes, and the 128x4 scale tiles of both. TMA fills what lies outside a
-matrix with zeros, and zero codes with zero scales add nothing: tails in M, N and K need no other code.
+TMA brings rows and tiled scales; one elected thread of one warp issues. It fills what lies outside a matrix with zeros, and zero
+codes with zero scales add nothing, so tails in M, N and K need no other code.
+
+Compact scales, rows of K/16 bytes, have no row pitch that TMA accepts. The other three warps of the load warpgroup copy them with 4-byte
+cp.async (the 4 scales of one row and 64 elements of K) to where the 128x4 tile has them; after that nothing knows the difference.
 """
 
 from dataclasses import dataclass
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Int32, Uint8
+from cutlass import Int32, Int64, Uint8
+from cutlass._mlir.dialects import llvm
 from cutlass.cute.nvgpu import cpasync, warpgroup
+from cutlass.cutlass_dsl import dsl_user_op
 
-from cutefp4.config import SCALE_TILE_BYTES, Sm90Config, scale_rows
+from cutefp4.config import SCALE_TILE_BYTES, Sm90Config, Sm90Operand, scale_rows
 
 from ..common.device_struct import DeviceStruct
+from .number_format import FORMATS
 
 SCALE_WORDS = SCALE_TILE_BYTES // 4
+SCALE_WARPS = 3
+"""Warps of the load warpgroup that copy compact scales."""
 
-_ROW_SWIZZLE = {
+_PACKED_SWIZZLE = {
     1: warpgroup.SmemLayoutAtomKind.K_SW32,
     2: warpgroup.SmemLayoutAtomKind.K_SW64,
     4: warpgroup.SmemLayoutAtomKind.K_SW128,
 }
 
 
-def packed_layout(config: Sm90Config, rows: int):
-    """Staged, swizzled shared layout (rows, tile_k/2, load_stages) of packed codes."""
-    atom = warpgroup.make_smem_layout_atom(_ROW_SWIZZLE[config.k_blocks], Uint8)
-    return cute.tile_to_shape(atom, (rows, config.tile_k // 2, config.load_stages), order=(0, 1, 2))
+def landed_layout(config: Sm90Config, operand: Sm90Operand, dtype):
+    """Staged, swizzled shared layout (rows, row elements of dtype, load_stages): bytes of codes, or activations."""
+    if operand.bits == 4:
+        kind, columns = _PACKED_SWIZZLE[config.k_blocks], config.tile_k // 2
+    else:
+        kind, columns = warpgroup.SmemLayoutAtomKind.K_SW128, config.tile_k
+    atom = warpgroup.make_smem_layout_atom(kind, dtype)
+    return cute.tile_to_shape(atom, (operand.rows, columns, config.load_stages), order=(0, 1, 2))
 
 
-def scale_layout(config: Sm90Config, rows: int):
+def scale_layout(config: Sm90Config, operand: Sm90Operand):
     """Staged shared layout (words of a tile, k_blocks, row tiles, load_stages) of scale tiles."""
-    shape = (SCALE_WORDS, config.k_blocks, scale_rows(rows), config.load_stages)
-    return cute.make_layout(shape)
+    return cute.make_layout((SCALE_WORDS, config.k_blocks, scale_rows(operand.rows), config.load_stages))
 
 
-@dataclass
-class TmaOperand(DeviceStruct):
-    """The TMA descriptors of one packed operand: codes and scales, with their coordinate tensors."""
+def operand_tma(rows: cute.Tensor, scales, operand: Sm90Operand, config: Sm90Config) -> tuple:
+    """TMA descriptors of one operand.
 
-    codes_atom: cute.CopyAtom
-    codes: cute.Tensor
-    scales_atom: cute.CopyAtom
-    scales: cute.Tensor
+    Args:
+        rows: codes (L, R, K/2) uint8, or activations (L, R, K).
+        scales: flat bytes, tiled; anything else if the operand's scales are not tiled.
 
-
-def packed_tma(codes: cute.Tensor, scales: cute.Tensor, rows: int, config: Sm90Config):
-    """Descriptors for codes (L, R, K/2) and tiled scales (flat 32-bit words), box of `rows` rows and one stage.
-
-    Returns codes atom and tensor (R, K/2, L), scales atom and tensor (128 words, K tiles, row tiles, L).
+    Returns:
+        (atom, coordinates (R, columns, L)) of the rows, and with tiled scales (atom, coordinates (128 words, K tiles, row tiles, L)).
     """
-    l, r, bytes_k = codes.shape
-    codes_rkl = cute.make_tensor(codes.iterator, cute.make_layout((r, bytes_k, l), stride=(bytes_k, 1, r * bytes_k)))
+    l, r, columns = rows.shape
+    rkl = cute.make_tensor(rows.iterator, cute.make_layout((r, columns, l), stride=(columns, 1, r * columns)))
     op = cpasync.CopyBulkTensorTileG2SOp()
-    codes_atom, codes_tma = cpasync.make_tiled_tma_atom(
-        op, codes_rkl, cute.slice_(packed_layout(config, rows), (None, None, 0)), (rows, config.tile_k // 2)
-    )
-    k_tiles, row_tiles = cute.ceil_div(bytes_k, 32), cute.ceil_div(r, 128)
-    shape = (SCALE_WORDS, k_tiles, row_tiles, l)
-    scale_words = cute.make_tensor(cute.recast_ptr(scales.iterator, dtype=Int32), cute.make_layout(shape))
-    box = (SCALE_WORDS, config.k_blocks, scale_rows(rows))
-    scales_atom, scales_tma = cpasync.make_tiled_tma_atom(
-        op, scale_words, cute.slice_(scale_layout(config, rows), (None, None, None, 0)), box
-    )
-    return codes_atom, codes_tma, scales_atom, scales_tma
+    layout = landed_layout(config, operand, rows.element_type)
+    stage = cute.slice_(layout, (None, None, 0))
+    box = (operand.rows, config.tile_k // 2 if operand.bits == 4 else config.tile_k)
+    result = tuple(cpasync.make_tiled_tma_atom(op, rkl, stage, box))[:2]
+    if operand.scales != "tiled":
+        return result
+    shape = (SCALE_WORDS, cute.ceil_div(columns, 32), cute.ceil_div(r, 128), l)
+    words = cute.make_tensor(cute.recast_ptr(scales.iterator, dtype=Int32), cute.make_layout(shape))
+    stage = cute.slice_(scale_layout(config, operand), (None, None, None, 0))
+    box = (SCALE_WORDS, config.k_blocks, scale_rows(operand.rows))
+    return (*result, *tuple(cpasync.make_tiled_tma_atom(op, words, stage, box))[:2])
 
 
 class OperandLoader(DeviceStruct):
     """Issues the TMA copies of one operand into its stages."""
 
-    def __init__(self, tma: TmaOperand, codes_ptr, scales_ptr, rows: int, config: Sm90Config):
-        self.tma, self.rows, self.config = tma, rows, config
-        layout = packed_layout(config, rows)
-        smem_codes = cute.make_tensor(cute.recast_ptr(codes_ptr, layout.inner, dtype=Uint8), layout.outer)
-        smem_scales = cute.make_tensor(cute.recast_ptr(scales_ptr, dtype=Int32), scale_layout(config, rows))
-        tiles = cute.local_tile(tma.codes, (rows, config.tile_k // 2), (None, None, None))
-        self.smem_codes, self.gmem_codes = cpasync.tma_partition(
-            tma.codes_atom, 0, cute.make_layout(1), cute.group_modes(smem_codes, 0, 2), cute.group_modes(tiles, 0, 2)
-        )
-        box = (SCALE_WORDS, config.k_blocks, scale_rows(rows))
-        scale_tiles = cute.local_tile(tma.scales, box, (None, None, None, None))
-        self.smem_scales, self.gmem_scales = cpasync.tma_partition(
-            tma.scales_atom,
-            0,
-            cute.make_layout(1),
-            cute.group_modes(smem_scales, 0, 3),
-            cute.group_modes(scale_tiles, 0, 3),
-        )
+    def __init__(self, tma: tuple, landed, scales, operand: Sm90Operand, config: Sm90Config):
+        self.atom, self.operand, self.config = tma[0], operand, config
+        dtype = Uint8 if operand.bits == 4 else FORMATS[config.decode_to].dtype
+        layout = landed_layout(config, operand, dtype)
+        smem = cute.make_tensor(cute.recast_ptr(landed, layout.inner, dtype=dtype), layout.outer)
+        columns = config.tile_k // 2 if operand.bits == 4 else config.tile_k
+        self.smem, self.gmem = _partition(tma[0], smem, tma[1], (operand.rows, columns))
+        self.scales_atom = self.smem_scales = self.gmem_scales = ()
+        if operand.scales == "tiled":
+            smem = cute.make_tensor(cute.recast_ptr(scales, dtype=Int32), scale_layout(config, operand))
+            box = (SCALE_WORDS, config.k_blocks, scale_rows(operand.rows))
+            self.scales_atom = tma[2]
+            self.smem_scales, self.gmem_scales = _partition(tma[2], smem, tma[3], box)
 
     def prefetch_descriptors(self) -> None:
-        cpasync.prefetch_descriptor(self.tma.codes_atom)
-        cpasync.prefetch_descriptor(self.tma.scales_atom)
+        cpasync.prefetch_descriptor(self.atom)
+        if self.operand.scales == "tiled":
+            cpasync.prefetch_descriptor(self.scales_atom)
 
     def issue(self, tile: Int32, k: Int32, l: Int32, stage: Int32, barrier: cute.Pointer) -> None:
         """Copy row tile `tile` and K stage `k` of batch `l` into `stage`; completes on `barrier`."""
-        # A tile of fewer than 128 rows lies inside one 128-row scale tile.
-        scale_tile = tile if self.rows >= 128 else tile // (128 // self.rows)
-        cute.copy(
-            self.tma.codes_atom,
-            self.gmem_codes[(None, tile, k, l)],
-            self.smem_codes[(None, stage)],
-            tma_bar_ptr=barrier,
-        )
-        cute.copy(
-            self.tma.scales_atom,
-            self.gmem_scales[(None, 0, k, scale_tile, l)],
-            self.smem_scales[(None, stage)],
-            tma_bar_ptr=barrier,
-        )
+        cute.copy(self.atom, self.gmem[(None, tile, k, l)], self.smem[(None, stage)], tma_bar_ptr=barrier)
+        if self.operand.scales == "tiled":
+            # A tile of fewer than 128 rows lies inside one 128-row scale tile.
+            scale_tile = tile if self.operand.rows >= 128 else tile // (128 // self.operand.rows)
+            source = self.gmem_scales[(None, 0, k, scale_tile, l)]
+            cute.copy(self.scales_atom, source, self.smem_scales[(None, stage)], tma_bar_ptr=barrier)
+
+
+def _partition(atom, smem: cute.Tensor, gmem: cute.Tensor, box: tuple):
+    """TMA's view of a staged shared tensor and of a global tensor cut into boxes."""
+    tiles = cute.local_tile(gmem, box, (None,) * cute.rank(gmem))
+    rank = len(box)
+    return cpasync.tma_partition(
+        atom, 0, cute.make_layout(1), cute.group_modes(smem, 0, rank), cute.group_modes(tiles, 0, rank)
+    )
 
 
 @cute.jit
-def load_role(scheduler, ring, loader_m: OperandLoader, loader_n: OperandLoader, landing_bytes: cutlass.Constexpr):
+def load_role(scheduler, ring, loader_m: OperandLoader, loader_n: OperandLoader, tma_bytes: cutlass.Constexpr):
     """Fill the load ring for every work tile of this CTA (one warp)."""
     state = ring.producer_state()
     first, _, _ = cute.arch.block_idx()
@@ -122,7 +125,7 @@ def load_role(scheduler, ring, loader_m: OperandLoader, loader_n: OperandLoader,
         for k in cutlass.range(work.k_begin, work.k_begin + work.k_count, unroll=1):
             ring.wait_empty(state)
             with cute.arch.elect_one():
-                ring.expect_bytes(state, landing_bytes)
+                ring.expect_bytes(state, tma_bytes)
             barrier = ring.full + state.index
             loader_m.issue(work.m, k, work.l, state.index, barrier)
             loader_n.issue(work.n, k, work.l, state.index, barrier)
@@ -131,3 +134,60 @@ def load_role(scheduler, ring, loader_m: OperandLoader, loader_n: OperandLoader,
     for _ in cutlass.range_constexpr(ring.spec.stages):
         ring.wait_empty(state)
         state.advance()
+
+
+@dsl_user_op
+def cp_async_word(destination: Int32, source: Int64, source_bytes: Int32, *, loc=None, ip=None) -> None:
+    """4-byte cp.async; source_bytes 0 writes zeros and reads nothing. Through L1, which keeps the rest of the 32-byte sector."""
+    arguments = [value.ir_value(loc=loc, ip=ip) for value in (destination, source, source_bytes)]
+    code = "cp.async.ca.shared.global [$0], [$1], 4, $2;"
+    llvm.inline_asm(None, arguments, code, "r,l,r,~{memory}", has_side_effects=True, loc=loc, ip=ip)
+
+
+class CompactScaleLoader(DeviceStruct):
+    """Copies the compact scales (L, R, K/16) of one operand into 128x4 tiles."""
+
+    def __init__(self, scales: cute.Tensor, smem, stage_size: int, operand: Sm90Operand, config: Sm90Config, thread):
+        self.scales, self.smem, self.stage_size, self.thread = scales, smem, stage_size, thread
+        self.operand, self.config = operand, config
+
+    @cute.jit
+    def issue(self, tile: Int32, k: Int32, l: Int32, stage: Int32):
+        """This thread's share of row tile `tile` and K stage `k` of batch `l`."""
+        # A runtime loop: unrolled 8 times it spilled 136 bytes of the load warps' 40 registers.
+        words = self.operand.rows * self.config.k_blocks
+        for item in cutlass.range(self.thread, words, 32 * SCALE_WARPS, unroll=1):
+            self._copy_word(tile, k, l, stage, item)
+
+    def _copy_word(self, tile: Int32, k: Int32, l: Int32, stage: Int32, item: Int32) -> None:
+        """Copy the 4 scales of one row and one block of 64, or write zeros outside the matrix."""
+        rows, k_blocks = self.operand.rows, self.config.k_blocks
+        _, size, columns = self.scales.shape
+        row, k_tile = item // k_blocks, item % k_blocks
+        source_row, column = tile * rows + row, 4 * (k * k_blocks + k_tile)
+        inside = (source_row < size) & (column < columns)
+        index = (Int64(l) * size + source_row) * columns + column
+        source = self.scales.iterator.toint() + Int64(cutlass.select_(inside, index, Int64(0)))
+        in_tile = row + ((tile * rows) % 128 if rows < 128 else 0)
+        offset = ((in_tile // 128) * k_blocks + k_tile) * SCALE_TILE_BYTES
+        offset += (in_tile % 32) * 16 + ((in_tile % 128) // 32) * 4
+        destination = (self.smem + (stage * self.stage_size + offset)).toint()
+        cp_async_word(Int32(destination), source, Int32(cutlass.select_(inside, Int32(4), Int32(0))))
+
+
+@cute.jit
+def compact_scale_role(scheduler, ring, loaders: list):
+    """Fill the scales of the load ring for every work tile of this CTA (SCALE_WARPS warps)."""
+    state = ring.producer_state()
+    first, _, _ = cute.arch.block_idx()
+    step, _, _ = cute.arch.grid_dim()
+    for index in cutlass.range(first, scheduler.total(), step, unroll=1):
+        work = scheduler.work(index)
+        for k in cutlass.range(work.k_begin, work.k_begin + work.k_count, unroll=1):
+            ring.wait_empty(state)
+            for side, loader in loaders:
+                loader.issue(work.m if side == "m" else work.n, k, work.l, state.index)
+            cute.arch.cp_async_mbarrier_arrive_noinc(ring.full + state.index)
+            state.advance()
+    cute.arch.cp_async_commit_group()
+    cute.arch.cp_async_wait_group(0)

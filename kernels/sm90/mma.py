@@ -1,8 +1,12 @@
 """The consumer warpgroups: decode the register operand and issue wgmma.
 
-For each sub-tile of 64 along K and each 64-row tile m, four m64nNk16 wgmma with A in registers form one group. While a group
-runs, the next one's fragment is decoded: `wait_group(1)` before a decode leaves exactly the latest group in flight, so the
-tensor core always has work queued and two fragment buffers are enough.
+The unit is a *group*: `steps_per_group` m64nNk16 wgmma with A in registers, of one 64-row tile m and one sub-tile of 64 along K. A
+group's fragment is decoded right before its wgmma are issued, while earlier groups run. Fragments rotate through a ring of
+buffers (`fragment_registers` in all); `wait_group(buffers - 1)` before a decode keeps as many groups in flight as there are other buffers.
+
+ptxas must see that no register of a running wgmma is touched, or it serialises all of them (warning C7513, and DEPBAR ... 0x0 after
+every HGMMA). Packed words are read one 64-row tile ahead of their use, but only within a stage: reading ahead across the wait for
+the next stage was enough to lose it.
 """
 
 import cutlass
@@ -13,7 +17,11 @@ from cutlass.cute.nvgpu import warpgroup
 from cutefp4.config import K_BLOCK, Sm90Config
 
 from ..common.device_struct import DeviceStruct
-from .decode import RegisterOperandReader, decode_fragment, first_scale_row
+from .decode import RegisterOperandReader, decode_steps, first_scale_row
+from .number_format import FORMATS
+
+STEPS = K_BLOCK // 16
+"""wgmma k-steps of one sub-tile."""
 
 
 class WarpgroupMma(DeviceStruct):
@@ -25,9 +33,10 @@ class WarpgroupMma(DeviceStruct):
         self.fragment_n = tiled_mma.make_fragment_B(thread_mma.partition_B(shared_operand))
         acc_shape = tiled_mma.partition_shape_C((64, config.tile_n))
         self.acc = [cute.make_rmem_tensor(acc_shape, Float32) for _ in range(config.m_atoms)]
-        # Two buffers need an even number of groups per stage, so that the parity is known at compile time.
-        self.buffers = 2 - (config.m_atoms * config.k_blocks) % 2
-        shape = tiled_mma.partition_shape_A((64, K_BLOCK))
+        self.groups = config.m_atoms * config.k_blocks * STEPS // config.steps_per_group
+        # A whole number of rounds per stage, so that a group's buffer is known at compile time.
+        self.buffers = min(self.groups, config.fragment_registers // (4 * config.steps_per_group))
+        shape = tiled_mma.partition_shape_A((64, 16 * config.steps_per_group))
         self.fragments = [tiled_mma.make_fragment_A(shape) for _ in range(self.buffers)]
         self.registers = [cute.recast_tensor(f, Uint32) for f in self.fragments]
 
@@ -35,15 +44,15 @@ class WarpgroupMma(DeviceStruct):
         for acc in self.acc:
             acc.fill(0.0)
 
-    def issue(self, m: int, q: int, buffer: int, stage: Int32) -> None:
-        """One group: 64-row tile m (its fragment in `buffer`) times sub-tile q of the shared operand in `stage`."""
+    def issue(self, m: int, first_step: int, buffer: int, stage: Int32) -> None:
+        """One group: 64-row tile m (its fragment in `buffer`) times k-steps first_step.. of the shared operand."""
         warpgroup.fence()
-        for s in range(4):
+        for s in range(self.config.steps_per_group):
             cute.gemm(
                 self.tiled_mma,
                 self.acc[m],
                 self.fragments[buffer][(None, None, s)],
-                self.fragment_n[(None, None, 4 * q + s, stage)],
+                self.fragment_n[(None, None, first_step + s, stage)],
                 self.acc[m],
             )
         warpgroup.commit_group()
@@ -57,32 +66,42 @@ def mainloop(
     load_ring, mma_ring = rings
     load_state, mma_state = states
     config = mma.config
-    groups = config.m_atoms * config.k_blocks
+    fmt = FORMATS[config.decode_to]
+    parts = config.m_atoms * config.k_blocks
+    per_part = STEPS // config.steps_per_group
     mma.clear()
     mma.tiled_mma.set(warpgroup.Field.ACCUMULATE, True)
     previous = mma_state.index
-    scale_row0 = first_scale_row(work.m, config.tile_m)
+    scale_offset = reader.scale_offset(first_scale_row(work.m, config.tile_m))
     for k in cutlass.range(work.k_count, unroll=1):
         load_ring.wait_full(load_state)
-        for group in cutlass.range_constexpr(groups):
-            q, m = group // config.m_atoms, group % config.m_atoms
-            bases = (load_state.index * size.packed_m, load_state.index * size.scales_m, scale_row0)
-            packed = reader.load(bases, m, q)
-            if cutlass.const_expr(group == groups - 1):
+        stage = load_state.index
+        ahead = reader.load(stage, size, scale_offset, 0, 0)
+        for part in cutlass.range_constexpr(parts):
+            q, m = part // config.m_atoms, part % config.m_atoms
+            words, scale_bytes = ahead
+            if cutlass.const_expr(part < parts - 1):
+                ahead = reader.load(stage, size, scale_offset, (part + 1) % config.m_atoms, (part + 1) // config.m_atoms)
+            if cutlass.const_expr(part == max(parts - 2, 0)):
                 cute.arch.sync_warp()
                 if lane == 0:
-                    load_ring.arrive_empty(load_state.index)
-            # All groups but the latest are done, so this fragment buffer is free ...
-            warpgroup.wait_group(mma.buffers - 1)
-            if cutlass.const_expr(group == mma.buffers - 1):
-                # ... and so is the previous stage of the shared operand.
-                if k > 0:
-                    if lane == 0:
-                        mma_ring.arrive_empty(previous)
-            decode_fragment(*packed, mma.registers[group % mma.buffers])
-            if cutlass.const_expr(group == 0):
-                mma_ring.wait_full(mma_state)
-            mma.issue(m, q, group % mma.buffers, mma_state.index)
+                    load_ring.arrive_empty(stage)
+            multipliers = fmt.multipliers(scale_bytes[0] | (scale_bytes[1] << Uint32(8)))
+            for i in cutlass.range_constexpr(per_part):
+                group = part * per_part + i
+                buffer = group % mma.buffers
+                # This buffer's last group is done ...
+                warpgroup.wait_group(mma.buffers - 1)
+                if cutlass.const_expr(group == mma.buffers - 1):
+                    # ... and with it the previous stage of the shared operand.
+                    if k > 0:
+                        if lane == 0:
+                            mma_ring.arrive_empty(previous)
+                step = i * config.steps_per_group
+                decode_steps(fmt, words, multipliers, step, config.steps_per_group, mma.registers[buffer])
+                if cutlass.const_expr(group == 0):
+                    mma_ring.wait_full(mma_state)
+                mma.issue(m, STEPS * q + step, buffer, mma_state.index)
         previous = mma_state.index
         load_state.advance()
         mma_state.advance()

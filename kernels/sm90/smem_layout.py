@@ -7,7 +7,7 @@ block 2 * k_blocks * (t // 2) + 2 * q + t % 2 of its rows, all 16 elements and t
 * a warp's 8-byte reads of 8 rows touch every bank once in every swizzle mode, and two 16-byte reads fetch what the decode
   warpgroup needs of a row (blocks 2q, 2q + 1 and 2 * k_blocks + 2q, + 1);
 * the wgmma fragment needs no shuffle. Thread t of a quad holds the k-slots {2t, 2t+1, 2t+8, 2t+9} of step s; they are
-  the pairs 2s and 2s + 1 of block t, where pair p of a block is its elements (8 * (p // 4) + p % 4, + 4), as decoded (e2m1.py).
+  the pairs 2s and 2s + 1 of block t, where pair p of a block is pair p % 4 of its word p // 4, as decoded (common/e2m1.py).
 
 The shared operand is written in the same order: the 16-byte chunk p of a decoded row (slots 8p .. 8p+7) holds pair p of the
 blocks of t = 0, 1, 2, 3. Any order of K is legal as long as both operands use the same one.
@@ -15,19 +15,22 @@ blocks of t = 0, 1, 2, 3. Any order of K is legal as long as both operands use t
 
 from dataclasses import dataclass
 
-import cutlass
 import cutlass.cute as cute
-from cutlass import Float32, Int32, Int64, Uint8, Uint32
+from cutlass import Float32, Int32, Int64, Uint8, Uint16, Uint32
 from cutlass.memory import SmemAllocator
 
-from cutefp4.config import SCALE_TILE_BYTES, Sm90Config, scale_rows
+from cutefp4.config import Sm90Config
+from cutefp4.gemm_plan import Sm90GemmPlan
 
 from ..common.device_struct import DeviceStruct
 
+ROW_BYTES = 128
+"""A decoded row of one sub-tile: 64 16-bit elements, one row of the 128-byte swizzle."""
 
-def quad_block(k_blocks: int, q: int, t):
-    """The 16-element block of a packed row that quad thread `t` (int or Int32) decodes in sub-tile `q`."""
-    return (2 * k_blocks) * (t // 2) + 2 * q + t % 2
+
+def quad_block(k_blocks: int, q: int, t: int) -> int:
+    """The 16-element block of a packed row that quad thread `t` takes in sub-tile `q`."""
+    return 2 * k_blocks * (t // 2) + 2 * q + t % 2
 
 
 def swizzle_chunk(k_blocks: int, row):
@@ -37,14 +40,14 @@ def swizzle_chunk(k_blocks: int, row):
 
 @dataclass
 class Storage(DeviceStruct):
-    """Pointers to the shared-memory buffers of one CTA, and the bytes of one stage of each."""
+    """Pointers to the shared-memory buffers of one CTA."""
 
     full: cute.Pointer
     empty: cute.Pointer
     mma_full: cute.Pointer
     mma_empty: cute.Pointer
-    packed_m: cute.Pointer
-    packed_n: cute.Pointer
+    landed_m: cute.Pointer
+    landed_n: cute.Pointer
     scales_m: cute.Pointer
     scales_n: cute.Pointer
     decoded_n: cute.Pointer
@@ -55,33 +58,30 @@ class Storage(DeviceStruct):
 
 @dataclass(frozen=True)
 class StageBytes:
-    """Bytes of one stage of each ring."""
+    """Bytes of one stage of each ring, and what TMA brings of it."""
 
-    packed_m: int
-    packed_n: int
+    landed_m: int
+    landed_n: int
     scales_m: int
     scales_n: int
     decoded_n: int
-
-    @property
-    def landing(self) -> int:
-        """What TMA brings per stage."""
-        return self.packed_m + self.packed_n + self.scales_m + self.scales_n
+    tma: int
 
 
-def stage_bytes(config: Sm90Config) -> StageBytes:
-    """Stage sizes of a W4A4 configuration."""
-    row = config.tile_k // 2
+def stage_bytes(plan: Sm90GemmPlan) -> StageBytes:
+    """Stage sizes of a plan."""
+    config, (m, n) = plan.config, plan.operands()
     return StageBytes(
-        packed_m=config.tile_m * row,
-        packed_n=config.tile_n * row,
-        scales_m=scale_rows(config.tile_m) * config.k_blocks * SCALE_TILE_BYTES,
-        scales_n=scale_rows(config.tile_n) * config.k_blocks * SCALE_TILE_BYTES,
+        landed_m=m.tile_bytes(config),
+        landed_n=n.tile_bytes(config),
+        scales_m=m.scale_bytes(config),
+        scales_n=n.scale_bytes(config),
         decoded_n=config.tile_n * config.tile_k * 2,
+        tma=m.tma_bytes(config) + n.tma_bytes(config),
     )
 
 
-def allocate(config: Sm90Config, store_bytes: int, vector_floats: int) -> Storage:
+def allocate(config: Sm90Config, size: StageBytes, store_bytes: int, vector_floats: int) -> Storage:
     """Lay out the buffers; everything that a swizzle touches is aligned to 1024 bytes.
 
     Args:
@@ -89,25 +89,28 @@ def allocate(config: Sm90Config, store_bytes: int, vector_floats: int) -> Storag
         vector_floats: the epilogue's vectors along n, of all consumer warpgroups.
     """
     smem = SmemAllocator()
-    size = stage_bytes(config)
     loads, mmas = config.load_stages, config.mma_stages
+
+    def buffer(count: int) -> cute.Pointer:
+        return smem.allocate_array(Uint8, max(count, 16), byte_alignment=1024)
+
     return Storage(
         full=smem.allocate_array(Int64, loads),
         empty=smem.allocate_array(Int64, loads),
         mma_full=smem.allocate_array(Int64, mmas),
         mma_empty=smem.allocate_array(Int64, mmas),
-        packed_m=smem.allocate_array(Uint8, loads * size.packed_m, byte_alignment=1024),
-        packed_n=smem.allocate_array(Uint8, loads * size.packed_n, byte_alignment=1024),
-        scales_m=smem.allocate_array(Uint8, loads * size.scales_m, byte_alignment=1024),
-        scales_n=smem.allocate_array(Uint8, loads * size.scales_n, byte_alignment=1024),
-        decoded_n=smem.allocate_array(Uint8, mmas * size.decoded_n, byte_alignment=1024),
-        store=smem.allocate_array(Uint8, max(store_bytes, 16), byte_alignment=1024),
         flags=smem.allocate_array(Int32, config.consumer_groups),
         vectors=smem.allocate_array(Float32, max(vector_floats, 4), byte_alignment=16),
+        landed_m=buffer(loads * size.landed_m),
+        landed_n=buffer(loads * size.landed_n),
+        scales_m=buffer(loads * size.scales_m),
+        scales_n=buffer(loads * size.scales_n),
+        decoded_n=buffer(mmas * size.decoded_n),
+        store=buffer(store_bytes),
     )
 
 
-def load_words(base: cute.Pointer, offset: Int32, words: cutlass.Constexpr):
+def load_words(base: cute.Pointer, offset, words: int) -> list:
     """`words` (1, 2 or 4) 32-bit words of shared memory at a byte offset, in one instruction."""
     pointer = cute.make_ptr(Uint32, (base + offset).toint(), cute.AddressSpace.smem, assumed_align=4 * words)
     vector = cute.make_tensor(pointer, cute.make_layout(words)).load()
@@ -123,6 +126,12 @@ def store_words(base: cute.Pointer, offset: Int32, words: list) -> None:
     cute.make_tensor(pointer, cute.make_layout(len(words))).store(registers.load())
 
 
-def load_byte(base: cute.Pointer, offset: Int32) -> Uint32:
+def load_half(base: cute.Pointer, offset) -> Uint32:
+    """An aligned 16-bit word of shared memory, zero-extended."""
+    pointer = cute.make_ptr(Uint16, (base + offset).toint(), cute.AddressSpace.smem, assumed_align=2)
+    return Uint32(cute.make_tensor(pointer, cute.make_layout(1))[0])
+
+
+def load_byte(base: cute.Pointer, offset) -> Uint32:
     """One byte of shared memory, zero-extended."""
     return Uint32(cute.make_tensor(base + offset, cute.make_layout(1))[0])
