@@ -57,7 +57,7 @@ def quantize(
     """
     _check_recipe(recipe)
     _check_input(x, recipe, rowwise, columnwise)
-    _check_amaxes(x, recipe, amax, columnwise_amax)
+    _check_amaxes(tuple(x.shape), x.device, recipe, amax, columnwise_amax)
     _check_random_state(recipe, seed, offset)
     if check_finite:
         require_finite(x)
@@ -138,6 +138,8 @@ def swiglu_quantize(
     interleave: int | None = None,
     rowwise: bool = True,
     columnwise: bool = False,
+    amax: torch.Tensor | None = None,
+    columnwise_amax: torch.Tensor | None = None,
     seed: int | torch.Tensor | None = None,
     offset: int | torch.Tensor | None = None,
     check_finite: bool = False,
@@ -150,6 +152,7 @@ def swiglu_quantize(
         recipe: how to quantise h (M, I).
         interleave: None if gate is the first half of the columns and up the second; g (often 8, 16 or 32) if chunks of
             g gate columns alternate with chunks of g up columns.
+        amax, columnwise_amax: outer amaxes of h, as in `quantize`.
         rowwise, columnwise, seed, offset, check_finite, backend: as in `quantize`; check_finite looks at x.
 
     Raises:
@@ -167,6 +170,7 @@ def swiglu_quantize(
             "pass gate and up side by side along the last axis",
         )
     _check_input(x, recipe, rowwise, columnwise, columns=x.shape[1] // 2)
+    _check_amaxes((x.shape[0], x.shape[1] // 2), x.device, recipe, amax, columnwise_amax)
     _check_random_state(recipe, seed, offset)
     if check_finite:
         require_finite(x)
@@ -178,6 +182,8 @@ def swiglu_quantize(
         interleave=interleave,
         rowwise=rowwise,
         columnwise=columnwise,
+        amax=amax,
+        columnwise_amax=columnwise_amax,
         **_random_state(seed, offset),
     )
     return wrap(copies, x.dtype, recipe)
@@ -269,13 +275,14 @@ def _check_input(x, recipe: QuantRecipe, rowwise: bool, columnwise: bool | None,
             )
 
 
-def _check_amaxes(x: torch.Tensor, recipe: QuantRecipe, amax, columnwise_amax) -> None:
-    batch = tuple(x.shape[:-2])
-    for name, value, rows in (("amax", amax, x.shape[-2]), ("columnwise_amax", columnwise_amax, x.shape[-1])):
+def _check_amaxes(shape: tuple[int, ...], device: torch.device, recipe: QuantRecipe, amax, columnwise_amax) -> None:
+    *batch, rows, columns = shape
+    batch = tuple(batch)
+    for name, value, length in (("amax", amax, rows), ("columnwise_amax", columnwise_amax, columns)):
         shapes = [batch] if recipe.scaling == "tensor" or recipe.block == "2d" else []
         if recipe.scaling == "token":
-            shapes.append((*batch, rows))
-        _check_amax(name, value, shapes, recipe, x.device)
+            shapes.append((*batch, length))
+        _check_amax(name, value, shapes, recipe, device)
 
 
 def _check_amax(name: str, value, shapes: list[tuple[int, ...]], recipe: QuantRecipe, device: torch.device) -> None:

@@ -85,6 +85,9 @@ def test_swiglu_quantize_equals_its_two_steps(interleave):
     h = reference.swiglu(x, interleave)
     assert h.shape == (48, 64)
     assert_same_copies(actual, reference.quantize(h, RECIPES["per_token"], columnwise=True))
+    amaxes = {"amax": torch.full((48,), 9.0), "columnwise_amax": torch.full((64,), 8.0)}
+    actual = cutefp4.swiglu_quantize(x, RECIPES["per_token"], interleave=interleave, columnwise=True, **amaxes)
+    assert_same_copies(actual, reference.quantize(h, RECIPES["per_token"], columnwise=True, **amaxes))
     with pytest.raises(cutefp4.errors.NonFiniteError):
         cutefp4.swiglu_quantize(x * torch.inf, interleave=interleave, check_finite=True)
 
@@ -260,6 +263,6 @@ def test_kernel_backends_receive_the_oracles_arguments(monkeypatch):
     epilogue = {"bias", "activation", "c", "beta", "out_dtype", "out", "batch_invariant"}
     assert set(calls["quantize"]) == copies | {"amax", "columnwise_amax"}
     assert set(calls["quantize_grouped"]) == copies | {"amax"}
-    assert set(calls["swiglu_quantize"]) == copies | {"interleave"}
+    assert set(calls["swiglu_quantize"]) == copies | {"interleave", "amax", "columnwise_amax"}
     assert set(calls["gemm"]) == epilogue
     assert set(calls["grouped_gemm"]) == epilogue | {"layout"}
