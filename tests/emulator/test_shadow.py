@@ -116,5 +116,5 @@ def test_report_names_both_instructions():
     lines = COPY.replace(WAIT, "").split("\n")
     found = next(f for f in caught.value.report.findings if f.kind == "RACE_ASYNC_WRITE")
     load = next(i for i, line in enumerate(lines, 1) if "global.tile.mbarrier" in line)
-    assert f"PTX line {load}" in found.text and "mbarrier" in found.text
+    assert f"PTX line {load}" in found.message and "mbarrier" in found.message
     assert "ld.shared" in lines[found.line - 1]

@@ -269,7 +269,7 @@ def test_refused_maps(m, words):
             return encode
 
     found = finding(lambda: load(Fixed, data, (0, 0), 512, 2048))
-    assert found.kind == "TENSORMAP" and words in found.text
+    assert found.kind == "TENSORMAP" and words in found.message
 
 
 def test_im2col_is_named():

@@ -187,7 +187,7 @@ static int step_bulk_cluster(Machine *m, AsyncOp *op)
     }
     if (op->phase == 1) {
         deliver(op, to->smem + op->u[0], op->data, 0xffff);
-        shadow_async_done(m, op, to, (u32)op->u[0], op->size, ACCESS_WRITE);
+        shadow_async_done(m, op, to, (u32)op->u[0], op->size, op->u[6] ? ACCESS_ATOMIC : ACCESS_WRITE);
         return ASYNC_MORE;
     }
     if (mbar_complete_tx(m, op->warp, op->ins, op->lane, rank_cta(op, op->u[5]), (u32)op->u[2], op->size) == EX_FATAL) return ASYNC_WAIT;
@@ -265,7 +265,7 @@ static int bulk_cluster(Machine *m, Warp *w, const Instr *ins, u32 l, u64 dst, u
     op->u[6] = ins->aux;
     if (to != w->cta) to->pending_ops++;
     shadow_async_issue(m, op, w->cta, from, size, ACCESS_READ);
-    shadow_async_issue(m, op, to, at, size, ACCESS_WRITE);
+    shadow_async_issue(m, op, to, at, size, op->u[6] ? ACCESS_ATOMIC : ACCESS_WRITE);
     return EX_NEXT;
 }
 /* args dst src size mbar mask; mod: [1:0] direction, 4 dst 64-bit, 8 src 64-bit, 16 mbar 64-bit, 32 has mask,
@@ -312,7 +312,7 @@ static int step_remote(Machine *m, AsyncOp *op)
     Cta *to = rank_cta(op, op->u[4]);
     if (op->phase == 0) {
         deliver(op, to->smem + op->u[0], (const u8 *)&op->u[8], 0xffff);
-        shadow_async_done(m, op, to, (u32)op->u[0], op->size, ACCESS_WRITE);
+        shadow_async_done(m, op, to, (u32)op->u[0], op->size, op->u[6] ? ACCESS_ATOMIC : ACCESS_WRITE);
         return ASYNC_MORE;
     }
     if (mbar_complete_tx(m, op->warp, op->ins, op->lane, rank_cta(op, op->u[5]), (u32)op->u[2], op->size) == EX_FATAL) return ASYNC_WAIT;
@@ -342,7 +342,7 @@ int op_REMOTE_STORE(Machine *m, Warp *w, const Instr *ins, u32 mask)
             memcpy((u8 *)&op->u[8] + i * bytes, &v, bytes);
         }
         if (to != w->cta) to->pending_ops++;
-        shadow_async_issue(m, op, to, at, op->size, ACCESS_WRITE);
+        shadow_async_issue(m, op, to, at, op->size, op->u[6] ? ACCESS_ATOMIC : ACCESS_WRITE);
     }
     return EX_NEXT;
 }

@@ -53,9 +53,13 @@ static int overlaps(const Claim *c, u32 off, u32 size) {
     return 0;
 }
 
-static Claim *conflict(Shadow *sh, u32 off, u32 size, u32 access) {
+static int writes(u32 access) { return access != ACCESS_READ; }
+
+/* A claim that an access of kind `access` races with among the pending writes, or among the pending reads. */
+static Claim *conflict(Shadow *sh, u32 off, u32 size, u32 access, int pending_writes) {
     for (Claim *c = sh->first; c; c = c->next)
-        if (c->access == access && overlaps(c, off, size)) return c;
+        if (writes(c->access) == pending_writes && !(access == ACCESS_ATOMIC && c->access == ACCESS_ATOMIC) && overlaps(c, off, size))
+            return c;
     return NULL;
 }
 
@@ -73,7 +77,7 @@ static u8 all_flags(const u8 *flags, u32 size) {
 
 static int report_race(Machine *m, const Warp *w, const Instr *ins, u32 lane, const Cta *cta, u32 off, u32 size,
                        const char *what, const Claim *c) {
-    int writing = c->access == ACCESS_WRITE;
+    int writing = writes(c->access);
     return finding(m, w, ins, lane, writing ? F_RACE_ASYNC_WRITE : F_RACE_ASYNC_READ,
                    (u64)cta->rank << SMEM_RANK_SHIFT | off,
                    "%s of %u bytes at shared offset 0x%x while the %s of PTX line %u may still %s them; wait for %s first",
@@ -82,14 +86,15 @@ static int report_race(Machine *m, const Warp *w, const Instr *ins, u32 lane, co
 
 /* Slow path of an access whose flags say that a claim may be near; clears stale flags. */
 static int check_claims(Machine *m, const Warp *w, const Instr *ins, u32 lane, Cta *cta, u32 off, u32 size, u8 any,
-                        int writes, const char *what) {
+                        u32 access, const char *what) {
     Shadow *sh = cta->shadow;
-    for (int pass = 0; pass < 2; pass++) {
-        u8 flag = pass ? SHADOW_READING : SHADOW_WRITING;
-        if (!(any & flag) || (pass && !writes)) continue;
-        Claim *c = conflict(sh, off, size, pass ? ACCESS_READ : ACCESS_WRITE);
+    for (int pending_writes = 1; pending_writes >= 0; pending_writes--) {
+        u8 flag = pending_writes ? SHADOW_WRITING : SHADOW_READING;
+        if (!(any & flag) || (!pending_writes && access == ACCESS_READ)) continue;
+        Claim *c = conflict(sh, off, size, access, pending_writes);
         if (c) return report_race(m, w, ins, lane, cta, off, size, what, c);
-        for (u32 i = 0; i < size; i++) sh->flags[off + i] &= (u8)~flag;
+        if (!conflict(sh, off, size, ACCESS_WRITE, pending_writes))
+            for (u32 i = 0; i < size; i++) sh->flags[off + i] &= (u8)~flag;
     }
     return EX_NEXT;
 }
@@ -106,21 +111,21 @@ static void mark_generic(Shadow *sh, const Warp *w, u32 off, u32 size) {
 int shadow_generic(Machine *m, Warp *w, const Instr *ins, Cta *cta, const u32 off[LANES], u32 mask, u32 size, int access) {
     Shadow *sh = cta->shadow;
     if (!sh || !m->launch->strict) return EX_NEXT;
-    int writes = access != ACCESS_READ;
-    if (writes) tick++;
+    int stores = writes((u32)access);
+    if (stores) tick++;
     for (u32 todo = mask; todo; todo &= todo - 1) {
         u32 lane = lowest_lane(todo), o = off[lane];
         u8 any = any_flags(sh->flags + o, size);
-        if (any & (writes ? SHADOW_WRITING | SHADOW_READING : SHADOW_WRITING)) {
+        if (any & (stores ? SHADOW_WRITING | SHADOW_READING : SHADOW_WRITING)) {
             const char *what = access == ACCESS_READ ? "read" : access == ACCESS_WRITE ? "write" : "atomic";
-            if (check_claims(m, w, ins, lane, cta, o, size, any, writes, what) == EX_FATAL) return EX_FATAL;
+            if (check_claims(m, w, ins, lane, cta, o, size, any, (u32)access, what) == EX_FATAL) return EX_FATAL;
         }
         if (access != ACCESS_WRITE && !(all_flags(sh->flags + o, size) & SHADOW_INIT)) {
             int r = finding(m, w, ins, lane, F_UNINITIALISED_SHARED, (u64)cta->rank << SMEM_RANK_SHIFT | o,
                             "read of %u bytes at shared offset 0x%x that nothing has written", size, o);
             if (r == EX_FATAL) return r;
         }
-        if (writes) mark_generic(sh, w, o, size);
+        if (stores) mark_generic(sh, w, o, size);
     }
     return EX_NEXT;
 }
@@ -183,8 +188,8 @@ static void check_async(Machine *m, AsyncOp *op, Cta *cta, const Segment *s, int
     Shadow *sh = cta->shadow;
     u8 any = any_flags(sh->flags + s->off, s->size);
     if (any & (SHADOW_WRITING | SHADOW_READING))
-        check_claims(m, op->warp, op->ins, op->lane, cta, s->off, s->size, any, access == ACCESS_WRITE,
-                     access == ACCESS_WRITE ? "asynchronous write" : "asynchronous read");
+        check_claims(m, op->warp, op->ins, op->lane, cta, s->off, s->size, any, (u32)access,
+                     access != ACCESS_READ ? "asynchronous write" : "asynchronous read");
     if (access != ACCESS_READ) return;
     if (any & SHADOW_GENERIC) check_fences(m, op, cta, s->off, s->size);
     /* bytes that a pending write will fill were reported above, if at all */
@@ -195,7 +200,7 @@ static void check_async(Machine *m, AsyncOp *op, Cta *cta, const Segment *s, int
 }
 
 static void flag_segments(Shadow *sh, const Claim *c) {
-    u8 flag = c->access == ACCESS_WRITE ? SHADOW_WRITING : SHADOW_READING;
+    u8 flag = writes(c->access) ? SHADOW_WRITING : SHADOW_READING;
     for (u32 i = 0; i < c->n; i++)
         for (u32 b = 0; b < c->seg[i].size; b++) sh->flags[c->seg[i].off + b] |= flag;
 }
@@ -224,14 +229,14 @@ void shadow_release(Machine *m, Claim *c) {
     Shadow *sh = c->cta->shadow;
     *(c->prev ? &c->prev->next : &sh->first) = c->next;
     *(c->next ? &c->next->prev : &sh->last) = c->prev;
-    int wrote = c->access == ACCESS_WRITE;
+    int wrote = writes(c->access);
     u8 clear = (u8) ~(wrote ? SHADOW_WRITING | SHADOW_GENERIC : SHADOW_READING), set = wrote ? SHADOW_INIT : 0;
     for (u32 i = 0; i < c->n; i++) {
         u8 *f = sh->flags + c->seg[i].off;
         for (u32 b = 0; b < c->seg[i].size; b++) f[b] = (u8)((f[b] & clear) | set);
     }
     for (Claim *o = sh->first; o; o = o->next) /* others may cover the same bytes (two MMAs that read one tile) */
-        if (o->access == c->access && o->lo < c->hi && c->lo < o->hi) flag_segments(sh, o);
+        if (writes(o->access) == wrote && o->lo < c->hi && c->lo < o->hi) flag_segments(sh, o);
     free(c);
 }
 

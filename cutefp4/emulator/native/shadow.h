@@ -24,7 +24,7 @@ typedef struct Claim {
     const AsyncOp *op; /* identity only: a claim may outlive its operation (until the commit that covers it) */
     Cta *cta;
     u32 kind, line;    /* of the operation */
-    u32 access;        /* ACCESS_READ or ACCESS_WRITE */
+    u32 access;        /* ACCESS_READ, ACCESS_WRITE, or ACCESS_ATOMIC for reductions, which do not race with each other */
     u32 lo, hi; /* bounds of all segments */
     u32 n;
     Segment seg[];
