@@ -38,11 +38,12 @@ class SplitK(DeviceStruct):
         for atom in cutlass.range_constexpr(config.m_atoms):
             for i in cutlass.range_constexpr(per_atom):
                 store_values(self._partial(split, slot, atom * per_atom + i), [acc[atom][i]])
+        # Every thread's partials before the count, and (below) the count before reading anybody's partials.
         cute.arch.fence_acq_rel_gpu()
         self._sync()
         counter, flag = self.counters.iterator + slot, self.flags + self.consumer
         if self.thread == 0:
-            arrived = cute.arch.atomic_add(counter, Int32(1), sem="acq_rel", scope="gpu")
+            arrived = cute.arch.atomic_add(counter, Int32(1), scope="gpu")
             cute.make_tensor(flag, cute.make_layout(1))[0] = Int32(arrived)
         self._sync()
         last = cute.make_tensor(flag, cute.make_layout(1))[0] == config.splits - 1
