@@ -1,6 +1,7 @@
 /* cp.async, cp.async.bulk without a tensor map, cp.reduce.async.bulk, st.async, red.async. */
 #include "access.h"
 #include "lanes.h"
+#include "shadow.h"
 
 #include <stdlib.h>
 
@@ -120,20 +121,20 @@ enum Direction { GLOBAL_TO_SHARED, SHARED_TO_GLOBAL, SHARED_TO_CLUSTER };
 
 static Cta *rank_cta(const AsyncOp *op, u64 rank) { return op->cta->cluster->ctas[rank]; }
 
-static void reduce_bytes(u8 *to, const u8 *from, u32 size, u32 op, u32 type)
+static void reduce_bytes(u8 *to, const u8 *from, u32 size, u32 op, u32 type, int in_global)
 {
     u32 step = atomic_type_bytes(type);
     for (u32 i = 0; i < size; i += step) {
         u64 old = 0, value = 0;
         memcpy(&old, to + i, step);
         memcpy(&value, from + i, step);
-        old = atomic_apply(op, type, old, value);
+        old = atomic_apply(op, type, old, value, in_global);
         memcpy(to + i, &old, step);
     }
 }
-static void deliver(const AsyncOp *op, u8 *to, const u8 *from, u32 byte_mask)
+static void deliver(const AsyncOp *op, u8 *to, const u8 *from, u32 byte_mask, int in_global)
 {
-    if (op->u[6]) reduce_bytes(to, from, op->size, (u32)op->u[6] >> 8, ((u32)op->u[6] & 0xff) - 1);
+    if (op->u[6]) reduce_bytes(to, from, op->size, (u32)op->u[6] >> 8, ((u32)op->u[6] & 0xff) - 1, in_global);
     else if (byte_mask == 0xffff) memcpy(to, from, op->size);
     else
         for (u32 i = 0; i < op->size; i++)
@@ -171,7 +172,7 @@ static int step_bulk_store(Machine *m, AsyncOp *op)
         shadow_async_done(m, op, op->cta, (u32)op->u[1], op->size, ACCESS_READ);
         return ASYNC_MORE;
     }
-    deliver(op, (u8 *)(uintptr_t)op->u[0], op->data, (u32)op->u[3]);
+    deliver(op, (u8 *)(uintptr_t)op->u[0], op->data, (u32)op->u[3], 1);
     m->progress = m->time;
     return ASYNC_DONE;
 }
@@ -186,7 +187,7 @@ static int step_bulk_cluster(Machine *m, AsyncOp *op)
         return ASYNC_MORE;
     }
     if (op->phase == 1) {
-        deliver(op, to->smem + op->u[0], op->data, 0xffff);
+        deliver(op, to->smem + op->u[0], op->data, 0xffff, 0);
         shadow_async_done(m, op, to, (u32)op->u[0], op->size, op->u[6] ? ACCESS_ATOMIC : ACCESS_WRITE);
         return ASYNC_MORE;
     }
@@ -303,6 +304,7 @@ int op_BULK_WAIT(Machine *m, Warp *w, const Instr *ins, u32 mask)
             w->wait_arg = ins->imm;
             return EX_BLOCK;
         }
+    FOR_ACTIVE(mask) shadow_bulk_waited(m, w, l, w->bulk_seq[l] > ins->imm ? w->bulk_seq[l] - ins->imm : 1);
     return EX_NEXT;
 }
 
@@ -311,7 +313,7 @@ static int step_remote(Machine *m, AsyncOp *op)
 {
     Cta *to = rank_cta(op, op->u[4]);
     if (op->phase == 0) {
-        deliver(op, to->smem + op->u[0], (const u8 *)&op->u[8], 0xffff);
+        deliver(op, to->smem + op->u[0], (const u8 *)&op->u[8], 0xffff, 0);
         shadow_async_done(m, op, to, (u32)op->u[0], op->size, op->u[6] ? ACCESS_ATOMIC : ACCESS_WRITE);
         return ASYNC_MORE;
     }

@@ -240,6 +240,25 @@ void shadow_release(Machine *m, Claim *c) {
     free(c);
 }
 
+void shadow_store_read(Machine *m, const AsyncOp *op, Claim *c) {
+    if (!c || !op->group) {
+        shadow_release(m, c);
+        return;
+    }
+    c->waiter = op->warp;
+    c->lane = op->lane;
+    c->group = op->group;
+}
+
+void shadow_bulk_waited(Machine *m, Warp *w, u32 lane, u64 oldest_kept) {
+    Shadow *sh = w->cta->shadow;
+    if (!sh) return;
+    for (Claim *c = sh->first, *next; c; c = next) {
+        next = c->next;
+        if (c->waiter == w && c->lane == lane && c->group < oldest_kept) shadow_release(m, c);
+    }
+}
+
 u32 segments_of_chunks(const u32 *chunks, u32 n, Segment *seg) {
     u32 k = 0;
     for (u32 i = 0; i < n; i++) {
@@ -261,7 +280,8 @@ void shadow_async_done(Machine *m, AsyncOp *op, Cta *cta, u32 off, u32 size, int
     if (!cta->shadow) return;
     for (Claim *c = cta->shadow->first; c; c = c->next)
         if (c->op == op && c->access == (u32)access && c->n == 1 && c->seg[0].off == off && c->seg[0].size == size) {
-            shadow_release(m, c);
+            if (access == ACCESS_READ) shadow_store_read(m, op, c);
+            else shadow_release(m, c);
             return;
         }
 }

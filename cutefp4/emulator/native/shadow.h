@@ -25,6 +25,9 @@ typedef struct Claim {
     Cta *cta;
     u32 kind, line;    /* of the operation */
     u32 access;        /* ACCESS_READ, ACCESS_WRITE, or ACCESS_ATOMIC for reductions, which do not race with each other */
+    const Warp *waiter; /* bulk stores: whose wait_group tells that the reads are done; set when they are */
+    u32 lane;
+    u64 group;
     u32 lo, hi; /* bounds of all segments */
     u32 n;
     Segment seg[];
@@ -45,6 +48,11 @@ struct Shadow {
 Claim *shadow_claim(Machine *m, AsyncOp *op, Cta *cta, const Segment *seg, u32 n, int access);
 /* The phase has happened. Written bytes become initialised. */
 void shadow_release(Machine *m, Claim *claim);
+/* The same for the reads of a bulk store: the bytes stay claimed until the issuing thread has waited for the group, since
+ * nothing else tells anybody that they may be overwritten. */
+void shadow_store_read(Machine *m, const AsyncOp *op, Claim *claim);
+/* The thread has waited for all its bulk groups before `oldest_kept`. */
+void shadow_bulk_waited(Machine *m, Warp *w, u32 lane, u64 oldest_kept);
 /* 16-byte chunks at the given addresses, merged where adjacent. */
 u32 segments_of_chunks(const u32 *chunks, u32 n, Segment *seg);
 const char *async_name(u32 kind);

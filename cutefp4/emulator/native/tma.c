@@ -327,7 +327,7 @@ static void store_read(Machine *m, AsyncOp *op, TmaOp *t) {
     const u8 *smem = op->cta->smem;
     for (u32 i = 0; i < t->rows; i++)
         for (u32 o = 0; o < t->width; o += 16) memcpy(t->buffer + i * t->width + o, smem + smem_at(t, i, o), 16);
-    shadow_release(m, t->claim[0]);
+    shadow_store_read(m, op, t->claim[0]);
     op->reads_done = 1;
     event(m);
 }

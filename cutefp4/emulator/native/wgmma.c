@@ -136,7 +136,11 @@ int engine_watch(Machine *m, Warp *w, const Instr *ins, u32 mask) {
         any |= (u8)(*s & (*u & 1 ? 0xff : SLOT_WGMMA_ACC | SLOT_LOADING));
         if (*u & 1) *s |= SLOT_UNFENCED;
     }
-    if (any & SLOT_LOADING) tcgen05_loads_done(m, w);
+    if (any & SLOT_LOADING) {
+        /* the hardware waits for the register; PTX asks for the instruction, and many right kernels do without */
+        finding(m, w, ins, 0, F_TMEM_MISSING_WAIT_LD, 0, "a result of tcgen05.ld is used without tcgen05.wait::ld before it");
+        tcgen05_loads_done(m, w);
+    }
     if (!(any & (SLOT_WGMMA_ACC | SLOT_WGMMA_READ)) || !e->n_in_flight) return EX_NEXT;
     return finding(m, w, ins, 0, F_WGMMA_IN_FLIGHT, 0, "this instruction %s a register that a wgmma in flight (PTX line %u) still %s; execute "
                    "wgmma.wait_group first", any & SLOT_WGMMA_ACC ? "uses" : "overwrites", e->pending[0].ins->line,
