@@ -17,6 +17,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from unittest import mock
 
+from cutefp4.dsl import compiling_plan
+
 from .errors import EmulatorError
 
 LAUNCH_FAILURE = 719
@@ -310,8 +312,12 @@ def _tensor_patches(host: HostRuntime) -> list[tuple[object, str, object]]:
     def init_spec(self, *args, **kwargs):
         spec_init(self, *args, **(kwargs | {"device_type": "cuda"}))
 
-    def always_cuda(self, dltensor):
-        return self.i32(DLPACK_CUDA)
+    def always_cuda(original):
+        def load_device_type(self, dltensor):
+            # A plan's object goes into the cache, and must be what a GPU gets; its calls pass patched tensors instead.
+            return original(self, dltensor) if compiling_plan() else self.i32(DLPACK_CUDA)
+
+        return load_device_type
 
     builders = {
         cls for cls in vars(tvm_ffi_builder).values() if "load_dltensor_device_type" in getattr(cls, "__dict__", {})
@@ -319,5 +325,5 @@ def _tensor_patches(host: HostRuntime) -> list[tuple[object, str, object]]:
     return [
         (runtime._Tensor, "__init__", init_tensor),
         (spec.Tensor, "__init__", init_spec),
-        *((builder, "load_dltensor_device_type", always_cuda) for builder in builders),
+        *((cls, "load_dltensor_device_type", always_cuda(cls.load_dltensor_device_type)) for cls in builders),
     ]

@@ -1,4 +1,4 @@
-"""cvt in all its forms, cvt.pack excepted."""
+"""cvt in all its forms."""
 
 from __future__ import annotations
 
@@ -49,6 +49,19 @@ def cvt(ctx: Context, ins: Instruction) -> None:
         from_integer(ctx, ins, to, source, ROUND[rounding or "rn"], flags)
     else:
         between_floats(ctx, ins, to, source, rounding, integral, flags)
+
+
+@lowers("cvt.pack")
+def pack_integers(ctx: Context, ins: Instruction) -> None:
+    mods = ins.modifiers()
+    mods.need("sat")
+    to = mods.need("u16", "s16", "u8", "s8", "u4", "s4", "u2", "s2")
+    source = mods.need("s32", "u32")
+    mods.flag("b32")
+    mods.done()
+    args = [ctx.src(op, 32) for op in ins.operands[1:]]
+    mod = int(to[1:]) | (to[0] == "s") << 8 | (source == "s32") << 9
+    ctx.emit("CVT_PACK_INT", [ctx.dst(ins.operands[0], 32), *args], mod=mod)
 
 
 def target(ctx: Context, ins: Instruction, bits: int) -> tuple[int, int]:

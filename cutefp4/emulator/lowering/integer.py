@@ -316,9 +316,10 @@ def dot(ctx: Context, ins: Instruction) -> None:
 @lowers("slct")
 def slct(ctx: Context, ins: Instruction) -> None:
     mods = ins.modifiers()
-    mods.ignore("ftz")
+    ftz = mods.flag("ftz")
     kind, selector = mods.types()
     mods.done()
     bits, (d, a, b, c) = max(width(kind), 32), ins.operands
-    args = [*sources(ctx, (a, b), width(kind)), ctx.src(c, 32, selector)]
-    ctx.emit(f"SLCT{bits}_{selector.upper()}", [ctx.dst(d, width(kind)), *args])
+    chosen = ctx.src(c, 32, selector)
+    args = [*sources(ctx, (a, b), width(kind)), chosen]
+    ctx.emit(f"SLCT{bits}_{selector.upper()}{'_FTZ' if ftz else ''}", [ctx.dst(d, width(kind)), *args])

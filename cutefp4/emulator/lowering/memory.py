@@ -8,7 +8,7 @@ from .context import Context, lowers
 
 SPACE = {"global": 1, "shared": 2, "local": 3, "param": 4, "const": 1}
 HINTS = (
-    "ca", "cg", "cs", "lu", "cv", "wb", "wt", "nc", "weak", "volatile", "relaxed", "acquire", "release", "mmio", "cta", "cluster",
+    "ca", "cg", "cs", "lu", "cv", "wb", "wt", "nc", "weak", "volatile", "relaxed", "acquire", "release", "acq_rel", "mmio", "cta", "cluster",
     "gpu", "sys", "L1::evict_normal", "L1::evict_unchanged", "L1::evict_first", "L1::evict_last", "L1::no_allocate",
     "L2::evict_normal", "L2::evict_first", "L2::evict_last", "L2::cache_hint", "L2::64B", "L2::128B", "L2::256B", "unified",
 )  # fmt: skip

@@ -30,7 +30,7 @@ typedef struct Access {
 int access_resolve(Machine *m, Warp *w, const Instr *ins, u32 mask, i32 base, u32 size, u32 align, int kind, Access *out);
 
 /* atomics.c: one element; also what bulk reductions do. */
-u64 atomic_apply(u32 op, u32 type, u64 old, u64 value);
+u64 atomic_apply(u32 op, u32 type, u64 old, u64 value, int in_global);
 u32 atomic_type_bytes(u32 type);
 
 #endif

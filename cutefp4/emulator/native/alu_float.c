@@ -63,6 +63,13 @@ static inline float finish(float x, u32 mod)
     if (mod & MOD_SAT) x = saturate(x);
     return canonical(x);
 }
+/* .ftz flushes a result that is tiny before its rounding could lift it to the least normal number: the value, rounded to
+ * 24 bits with an unbounded exponent, decides. */
+static float flush_tiny(float r, double exact, u32 mod)
+{
+    if (!(mod & MOD_FTZ) || (bits_of(r) & 0x7fffffffu) != 0x00800000u) return r;
+    return fabsf(round_f32(exact * 0x1p64, mod & MOD_ROUND)) < 0x1p-62f ? copysignf(0.0f, r) : r;
+}
 static inline float operand(float x, u32 mod) { return mod & MOD_FTZ ? flush(x) : x; }
 
 static float add_f32(float a, float b, u32 mod)
@@ -76,15 +83,18 @@ static float mul_f32(float a, float b, u32 mod)
 {
     a = operand(a, mod);
     b = operand(b, mod);
-    return finish(mod & MOD_ROUND ? round_f32((double)a * b, mod & MOD_ROUND) : a * b, mod);
+    double exact = (double)a * b;
+    return finish(flush_tiny(mod & MOD_ROUND ? round_f32(exact, mod & MOD_ROUND) : a * b, exact, mod), mod);
 }
 static float fma_f32(float a, float b, float c, u32 mod)
 {
     a = operand(a, mod);
     b = operand(b, mod);
     c = operand(c, mod);
-    if (!(mod & MOD_ROUND)) return finish(fmaf(a, b, c), mod);
-    float r = round_f32(product_sum_odd(a, b, c), mod & MOD_ROUND);
+    if (!(mod & (MOD_ROUND | MOD_FTZ))) return finish(fmaf(a, b, c), mod);
+    double exact = product_sum_odd(a, b, c);
+    if (!(mod & MOD_ROUND)) return finish(flush_tiny(fmaf(a, b, c), exact, mod), mod);
+    float r = flush_tiny(round_f32(exact, mod & MOD_ROUND), exact, mod);
     return finish(zero_sum(r, (double)a * b, c, mod & MOD_ROUND), mod);
 }
 
@@ -96,8 +106,8 @@ OP_3(FMA_F32, float, float, float, float, canonical(fmaf(a, b, c)))
 OP_2(DIV_F32, float, float, float, canonical(a / b))
 OP_1(RCP_F32, float, float, canonical(1.0f / a))
 OP_1(SQRT_F32, float, float, canonical(sqrtf(a)))
-OP_1(ABS_F32, u32, u32, a & 0x7fffffffu)
-OP_1(NEG_F32, u32, u32, a ^ 0x80000000u)
+OP_1(ABS_F32, float, float, canonical(fabsf(a)))
+OP_1(NEG_F32, float, float, canonical(-a))
 OP_2(COPYSIGN_F32, u32, u32, u32, (a & 0x80000000u) | (b & 0x7fffffffu))
 
 /* ---- fp32 with modifiers */
@@ -110,11 +120,16 @@ OP_MOD2(ADD_F32_MOD, add_f32(a, b, ins->mod))
 OP_MOD2(SUB_F32_MOD, add_f32(a, -b, ins->mod))
 OP_MOD2(MUL_F32_MOD, mul_f32(a, b, ins->mod))
 OP_MOD3(FMA_F32_MOD, fma_f32(a, b, c, ins->mod))
-OP_MOD2(DIV_F32_MOD, finish(round_f32(quotient_odd(operand(a, ins->mod), operand(b, ins->mod)), ins->mod & MOD_ROUND), ins->mod))
+static float div_f32(float a, float b, u32 mod)
+{
+    double exact = quotient_odd(operand(a, mod), operand(b, mod));
+    return finish(flush_tiny(round_f32(exact, mod & MOD_ROUND), exact, mod), mod);
+}
+OP_MOD2(DIV_F32_MOD, div_f32(a, b, ins->mod))
 OP_MOD1(RCP_F32_MOD, finish(round_f32(quotient_odd(1.0, operand(a, ins->mod)), ins->mod & MOD_ROUND), ins->mod))
 OP_MOD1(SQRT_F32_MOD, finish(round_f32(root_odd(operand(a, ins->mod)), ins->mod & MOD_ROUND), ins->mod))
-OP_MOD1(ABS_F32_FTZ, f32_of(bits_of(flush(a)) & 0x7fffffffu))
-OP_MOD1(NEG_F32_FTZ, f32_of(bits_of(flush(a)) ^ 0x80000000u))
+OP_MOD1(ABS_F32_FTZ, canonical(fabsf(flush(a))))
+OP_MOD1(NEG_F32_FTZ, canonical(-flush(a)))
 /* Approximate functions: the correctly rounded value (the hardware's last bits are not documented). */
 OP_MOD1(RSQRT_F32, finish((float)(1.0 / sqrt((double)operand(a, ins->mod))), ins->mod))
 OP_MOD1(EX2_F32, finish((float)exp2((double)operand(a, ins->mod)), ins->mod))
@@ -181,27 +196,40 @@ static int host_round(u32 round) { return round == RZ ? FE_TOWARDZERO : round ==
        if (!(ins->mod & MOD_ROUND)) r_ = (EXPR);                                 \
        else { fesetround(host_round(ins->mod & MOD_ROUND)); volatile double v_ = (EXPR); r_ = v_; fesetround(FE_TONEAREST); } \
        r_; })
-#define DOUBLE_2(NAME, EXPR)                                                     \
+/* fp64 keeps the NaN of its last operand that is one, quieted. */
+static inline double last_nan(double result, double a, double b, double c)
+{
+    if (result == result) return result;
+    double from = c != c ? c : b != b ? b : a;
+    return from != from ? f64_of(bits_of64(from) | 1ull << 51) : f64_of(0xfff8000000000000ull);
+}
+#define DOUBLE(NAME, NSRC, EXPR)                                                 \
     int op_##NAME(Machine *m, Warp *w, const Instr *ins, u32 mask)               \
-    { double *D = DST(double, 0); const double *A = SRC(double, 1), *B = SRC(double, 2); \
-      FOR_ACTIVE(mask) { volatile double a = A[l], b = B[l]; (void)b; D[l] = DIRECTED(EXPR); } return EX_NEXT; }
-#define OP_DOUBLE DOUBLE_2
-OP_DOUBLE(ADD_F64, a + b)
-OP_DOUBLE(SUB_F64, a - b)
-OP_DOUBLE(MUL_F64, a * b)
-OP_DOUBLE(DIV_F64, a / b)
-OP_DOUBLE(RCP_F64, 1.0 / a)
-OP_DOUBLE(SQRT_F64, sqrt(a))
-OP_DOUBLE(RSQRT_F64, 1.0 / sqrt(a))
-OP_DOUBLE(MIN_F64, a != a ? b : b != b ? a : a < b ? a : b < a ? b : signbit(a) ? a : b)
-OP_DOUBLE(MAX_F64, a != a ? b : b != b ? a : a > b ? a : b > a ? b : signbit(a) ? b : a)
+    { double *D = DST(double, 0); const double *A = SRC(double, 1), *B = NSRC > 1 ? SRC(double, 2) : A; \
+      FOR_ACTIVE(mask) { volatile double a = A[l], b = NSRC > 1 ? B[l] : a; D[l] = last_nan(DIRECTED(EXPR), a, b, 0); } return EX_NEXT; }
+#define OP_DOUBLE DOUBLE
+OP_DOUBLE(ADD_F64, 2, a + b)
+OP_DOUBLE(SUB_F64, 2, a - b)
+OP_DOUBLE(MUL_F64, 2, a * b)
+int op_DIV_F64(Machine *m, Warp *w, const Instr *ins, u32 mask) /* a division keeps the NaN of its first operand */
+{
+    double *D = DST(double, 0);
+    const double *A = SRC(double, 1), *B = SRC(double, 2);
+    FOR_ACTIVE(mask) { volatile double a = A[l], b = B[l]; D[l] = last_nan(DIRECTED(a / b), b, a, 0); }
+    return EX_NEXT;
+}
+OP_DOUBLE(RCP_F64, 1, 1.0 / a)
+OP_DOUBLE(SQRT_F64, 1, sqrt(a))
+OP_DOUBLE(RSQRT_F64, 1, 1.0 / sqrt(a))
+OP_DOUBLE(MIN_F64, 2, a != a ? b : b != b ? a : a < b ? a : b < a ? b : signbit(a) ? a : b)
+OP_DOUBLE(MAX_F64, 2, a != a ? b : b != b ? a : a > b ? a : b > a ? b : signbit(a) ? b : a)
 int op_FMA_F64(Machine *m, Warp *w, const Instr *ins, u32 mask)
 {
     double *D = DST(double, 0);
     const double *A = SRC(double, 1), *B = SRC(double, 2), *C = SRC(double, 3);
-    FOR_ACTIVE(mask) { volatile double a = A[l], b = B[l], c = C[l]; D[l] = DIRECTED(fma(a, b, c)); }
+    FOR_ACTIVE(mask) { volatile double a = A[l], b = B[l], c = C[l]; D[l] = last_nan(DIRECTED(fma(a, b, c)), A[l], B[l], C[l]); }
     return EX_NEXT;
 }
-OP_1(ABS_F64, u64, u64, a & ~(1ull << 63))
-OP_1(NEG_F64, u64, u64, a ^ 1ull << 63)
+OP_1(ABS_F64, double, double, a != a ? last_nan(a, a, a, a) : fabs(a))
+OP_1(NEG_F64, double, double, a != a ? last_nan(a, a, a, a) : -a)
 OP_2(COPYSIGN_F64, u64, u64, u64, (a & 1ull << 63) | (b & ~(1ull << 63)))

@@ -17,7 +17,10 @@ static inline u32 store_half(float x, u32 mod, int bf)
     if (mod & MOD_SAT) x = saturate(x);
     if (mod & MOD_RELU) x = x != x ? x : x > 0 ? x : 0.0f;
     u32 h = bf ? float_to_bf16(x) : float_to_half(x);
-    return mod & MOD_FTZ && !bf ? flush_half(h) : h;
+    if (!(mod & MOD_FTZ) || bf) return h;
+    /* tiny before rounding lifted it to the least normal number: 11 bits with an unbounded exponent decide */
+    if ((h & 0x7fff) == 0x0400 && float_to_half(fabsf(x) * 0x1p10f) < 0x2c00) return h & 0x8000;
+    return flush_half(h);
 }
 /* a*b+c as a float that rounds to the right half: 24 bits kept to odd. */
 static inline float fma_to_odd(float a, float b, float c)
@@ -51,6 +54,7 @@ static float half_extreme(float a, float b, u32 mod, int largest)
 /* One handler per operation, format and packing: EXPR in floats a, b, c. */
 #define HALF_BODY(BF, PACKED, EXPR, NSRC)                                        \
     {                                                                            \
+        enum { BF_ = BF };                                                       \
         u32 *D = DST(u32, 0), mod = ins->mod;                                    \
         const u32 *A = SRC(u32, 1), *B = NSRC > 1 ? SRC(u32, 2) : A, *C = NSRC > 2 ? SRC(u32, 3) : A; \
         for (int l = 0; l < LANES; l++) {                                        \
@@ -74,7 +78,13 @@ static float half_extreme(float a, float b, u32 mod, int largest)
 
 OP_HALF(ADD, 2, a + b)
 OP_HALF(SUB, 2, a - b)
-OP_HALF(MUL, 2, a * b)
+/* mul.ftz: tiny before rounding is zero (an fma.ftz or add.ftz decides after rounding) */
+static inline float half_product(float a, float b, u32 mod, int bf)
+{
+    float p = a * b;
+    return mod & MOD_FTZ && !bf && fabsf(p) < 0x1p-14f ? copysignf(0.0f, p) : p;
+}
+OP_HALF(MUL, 2, half_product(a, b, mod, BF_))
 OP_HALF(FMA, 3, fma_to_odd(a, b, c))
 OP_HALF(MIN, 2, half_extreme(a, b, mod, 0))
 OP_HALF(MAX, 2, half_extreme(a, b, mod, 1))
@@ -83,16 +93,27 @@ OP_HALF(MAX3, 3, half_extreme(half_extreme(a, b, mod, 1), c, mod, 1))
 OP_HALF(EX2, 1, (float)exp2(a))
 OP_HALF(TANH, 1, (float)tanh(a))
 
-/* abs and neg act on the sign bit; mod: ftz flushes fp16 subnormals.  imm: mask of the sign bits present */
+/* abs and neg of halves, a NaN becomes 0x7fff: mod ftz flushes fp16 subnormals, aux 1 bf16, imm: the sign bits present */
+static inline u32 prepare_half(u32 h, u32 ftz, u32 bf)
+{
+    h &= 0xffff;
+    return ftz && !bf ? flush_half(h) : h;
+}
+static inline u32 sign_half(u32 h, u32 ftz, u32 bf, u32 flip)
+{
+    u32 x = prepare_half(h, ftz, bf);
+    if ((x & 0x7fff) > (bf ? 0x7f80u : 0x7c00u)) return 0x7fff;
+    return flip ? x ^ 0x8000u : x & 0x7fffu;
+}
 int op_ABS_HALF(Machine *m, Warp *w, const Instr *ins, u32 mask)
 {
-    u32 *D = DST(u32, 0), signs = (u32)ins->imm, ftz = ins->mod & MOD_FTZ;
+    u32 *D = DST(u32, 0), two = (u32)ins->imm >> 31, ftz = ins->mod & MOD_FTZ, bf = ins->aux;
     const u32 *A = SRC(u32, 1);
-    LANES_STORE(u32, u32 a = ftz ? flush_half(A[l] & 0xffff) | (signs >> 31 ? flush_half(A[l] >> 16) << 16 : 0) : A[l], a & ~signs)
+    LANES_STORE(u32, (void)0, sign_half(A[l], ftz, bf, 0) | (two ? sign_half(A[l] >> 16, ftz, bf, 0) << 16 : 0))
 }
 int op_NEG_HALF(Machine *m, Warp *w, const Instr *ins, u32 mask)
 {
-    u32 *D = DST(u32, 0), signs = (u32)ins->imm, ftz = ins->mod & MOD_FTZ;
+    u32 *D = DST(u32, 0), two = (u32)ins->imm >> 31, ftz = ins->mod & MOD_FTZ, bf = ins->aux;
     const u32 *A = SRC(u32, 1);
-    LANES_STORE(u32, u32 a = ftz ? flush_half(A[l] & 0xffff) | (signs >> 31 ? flush_half(A[l] >> 16) << 16 : 0) : A[l], a ^ signs)
+    LANES_STORE(u32, (void)0, sign_half(A[l], ftz, bf, 1) | (two ? sign_half(A[l] >> 16, ftz, bf, 1) << 16 : 0))
 }

@@ -51,6 +51,8 @@ OP_3(SLCT32_S32, u32, u32, u32, i32, c >= 0 ? a : b)
 OP_3(SLCT64_S32, u64, u64, u64, i32, c >= 0 ? a : b)
 OP_3(SLCT32_F32, u32, u32, u32, float, c >= 0.0f ? a : b)
 OP_3(SLCT64_F32, u64, u64, u64, float, c >= 0.0f ? a : b)
+OP_3(SLCT32_F32_FTZ, u32, u32, u32, float, flush(c) >= 0.0f ? a : b)
+OP_3(SLCT64_F32_FTZ, u64, u64, u64, float, flush(c) >= 0.0f ? a : b)
 
 /* ---- 32 bit */
 OP_2(ADD_32, u32, u32, u32, a + b)
@@ -196,8 +198,8 @@ OP_BFIND(BFIND_S64, i64, (u64)(a < 0 ? ~a : a), 64)
 /* bfe: bits [pos, pos+len); beyond the top a signed extract repeats the sign, len 0 gives 0. */
 static inline u64 extract_field(u64 value, u32 pos, u32 len, u32 width, int is_signed)
 {
-    pos &= 0xff;
-    len &= 0xff;
+    if (width == 32) { pos &= 0xff; len &= 0xff; } /* the 64-bit form is a sequence that looks at all bits of both */
+    else { pos = pos > 255 ? 255 : pos; len = len > 255 ? 255 : len; }
     u32 top = width - 1, last = pos + len - 1 < top ? pos + len - 1 : top;
     u64 sign = !is_signed || len == 0 ? 0 : value >> last & 1;
     u64 out = 0;

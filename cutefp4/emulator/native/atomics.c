@@ -30,14 +30,24 @@ static u64 integer_op(u32 op, u64 old, u64 value, int is_signed, u32 bits)
     default: return value;
     }
 }
-u64 atomic_apply(u32 op, u32 type, u64 old, u64 value)
+/* NaN: the L2 passes one on as it is; the SM's adder quietens, and prefers the one in memory. */
+static u64 double_sum(u64 old, u64 value, int in_global)
+{
+    double a = f64_of(value), b = f64_of(old), sum = a + b;
+    if (a == a && b == b) return sum == sum ? bits_of64(sum) : 0xfff8000000000000ull;
+    u64 from = b != b ? old : value;
+    return in_global ? from : from | 1ull << 51;
+}
+u64 atomic_apply(u32 op, u32 type, u64 old, u64 value, int in_global)
 {
     switch (type) {
     case TY_F32:
         if (op == AT_EXCH) return value;
+        if (op == AT_ADD && in_global) /* the L2's adder flushes subnormals, the SM's does not */
+            return bits_of(flush(canonical(flush(f32_of((u32)old)) + flush(f32_of((u32)value)))));
         return bits_of(canonical(op == AT_ADD ? f32_of((u32)old) + f32_of((u32)value) :
                                  op == AT_MIN ? fminf(f32_of((u32)old), f32_of((u32)value)) : fmaxf(f32_of((u32)old), f32_of((u32)value))));
-    case TY_F64: return bits_of64(f64_of(old) + f64_of(value));
+    case TY_F64: return double_sum(old, value, in_global);
     case TY_F16: return half_op(op, (u32)old, (u32)value, 0);
     case TY_BF16: return half_op(op, (u32)old, (u32)value, 1);
     case TY_F16X2: return half_op(op, (u32)old, (u32)value, 0) | half_op(op, (u32)old >> 16, (u32)value >> 16, 0) << 16;
@@ -104,7 +114,7 @@ int op_ATOM(Machine *m, Warp *w, const Instr *ins, u32 mask)
             u64 old = 0, value = read_source(m, w, s, bytes, l), now;
             memcpy(&old, p, bytes);
             if (op == AT_CAS) now = old == value ? read_source(m, w, a[results + 1 + n], bytes, l) : old;
-            else now = atomic_apply(op, type, old, value);
+            else now = atomic_apply(op, type, old, value, x.space == SPACE_GLOBAL);
             memcpy(p, &now, bytes);
             if (results) {
                 if (bytes == 8) dst64(w, a[i])[l] = old;

@@ -125,7 +125,7 @@ static u32 test_class(int category, u32 property)
     case 1: return category == FP_INFINITE;
     case 2: return category != FP_NAN;
     case 3: return category == FP_NAN;
-    case 4: return category == FP_NORMAL;
+    case 4: return category == FP_NORMAL || category == FP_ZERO;
     default: return category == FP_SUBNORMAL;
     }
 }

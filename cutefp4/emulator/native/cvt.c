@@ -140,6 +140,24 @@ int op_CVT_INT(Machine *m, Warp *w, const Instr *ins, u32 mask)
     }
     return EX_NEXT;
 }
+/* cvt.pack: args d a b [c]; mod: destination bits, 1<<8 destination signed, 1<<9 a and b signed: both saturated, a above b,
+ * c shifted in above them */
+static i64 clamp_to(i64 v, u32 bits, u32 to_signed)
+{
+    i64 high = to_signed ? (1ll << (bits - 1)) - 1 : (1ll << bits) - 1, low = to_signed ? -(1ll << (bits - 1)) : 0;
+    return v < low ? low : v > high ? high : v;
+}
+int op_CVT_PACK_INT(Machine *m, Warp *w, const Instr *ins, u32 mask)
+{
+    u32 bits = ins->mod & 0xff, to_signed = ins->mod >> 8 & 1, from_signed = ins->mod >> 9 & 1, keep = (1u << bits) - 1;
+    const u32 *A = SRC(u32, 1), *B = SRC(u32, 2), *C = ins->nargs > 3 ? SRC(u32, 3) : 0;
+    FOR_ACTIVE(mask) {
+        i64 a = from_signed ? (i64)(i32)A[l] : (i64)A[l], b = from_signed ? (i64)(i32)B[l] : (i64)B[l];
+        u64 high = C ? (u64)C[l] << 2 * bits : 0;
+        DST(u32, 0)[l] = (u32)high | ((u32)clamp_to(a, bits, to_signed) & keep) << bits | ((u32)clamp_to(b, bits, to_signed) & keep);
+    }
+    return EX_NEXT;
+}
 OP_1(CVT_U64_U32, u64, u32, a)
 OP_1(CVT_S64_S32, i64, i32, a)
 OP_1(CVT_U32_U64, u32, u64, a)
@@ -242,10 +260,17 @@ int op_CVT_F2F(Machine *m, Warp *w, const Instr *ins, u32 mask)
     u32 from = ins->mod >> 16 & 0xf, to = ins->mod >> 20 & 0xf, mod = ins->mod;
     FOR_ACTIVE(mask) {
         double x = load_float(m, w, ins->a[1], from, l);
-        if (mod & MOD_FTZ && from == FMT_F32) x = flush((float)x);
+        if (mod & MOD_FTZ && from == FMT_F32 && to != FMT_F16) x = flush((float)x); /* f16.f32 ignores .ftz */
         if (mod >> 24 & 1) x = to_integral(x, mod & MOD_ROUND);
         x = limit(x, mod);
         if (to == FMT_F64) { ((double *)dst64(w, ins->a[0]))[l] = x; continue; }
+        if (x != x && from == FMT_F64 && to == FMT_F32) { /* keeps the sign and the payload's upper bits, quieted */
+            u64 b = src64(m, w, ins->a[1])[l];
+            dst32(w, ins->a[0])[l] = (u32)(b >> 32 & 0x80000000u) | 0x7fc00000u | (u32)(b >> 29 & 0x3fffff);
+            continue;
+        }
+        if (to == FMT_TF32 && x != x && (mod & MOD_ROUND) == RNA) { /* .rna truncates a NaN, .rn and .rz make it canonical */
+            dst32(w, ins->a[0])[l] = src32(m, w, ins->a[1])[l] & 0xffffe000u; continue; }
         u32 r = encode_float(x, (int)to, mod & MOD_ROUND, (mod & MOD_SATFINITE) != 0, 0, 0);
         if (mod & MOD_FTZ && to == FMT_F32) r = bits_of(flush(f32_of(r)));
         dst32(w, ins->a[0])[l] = r;
@@ -254,7 +279,7 @@ int op_CVT_F2F(Machine *m, Warp *w, const Instr *ins, u32 mask)
 }
 OP_1(CVT_F32_F16, float, u32, canonical(half_to_float(a)))
 OP_1(CVT_F16_F32, u32, float, float_to_half(a))
-OP_1(CVT_F32_BF16, float, u32, canonical(bf16_to_f32(a & 0xffff)))
+OP_1(CVT_F32_BF16, u32, u32, a << 16)
 OP_1(CVT_BF16_F32, u32, float, float_to_bf16(a))
 OP_2(CVT_F16X2_F32, u32, float, float, float_to_half(a) << 16 | float_to_half(b))
 OP_2(CVT_BF16X2_F32, u32, float, float, float_to_bf16(a) << 16 | float_to_bf16(b))

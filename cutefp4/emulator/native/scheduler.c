@@ -35,7 +35,9 @@ void choose_personality(Machine *m, u64 seed)
     for (int k = 0; k < ASYNC_KINDS; k++) p->kind_permille[k] = 1000;
     u32 lagging = random_below(m, ASYNC_KINDS + 2); /* one kind lags behind the others, sometimes none */
     if (lagging < ASYNC_KINDS) p->kind_permille[lagging] = 20;
-    p->starved_warps = random_below(m, 2) ? 1u << random_below(m, 16) | 1u << random_below(m, 16) : 0;
+    /* nobody, two warps, or a whole warpgroup (an epilogue that never keeps up) runs only when nothing else can */
+    u32 two = 1u << random_below(m, 16) | 1u << random_below(m, 16), four = 0xfu << 4 * random_below(m, 4);
+    p->starved_warps = (u32[]){0, two, four, four & 0xf ? four : 0xf}[random_below(m, 4)];
 }
 
 /* ---- what to say at a deadlock */
