@@ -196,7 +196,7 @@ static int host_round(u32 round) { return round == RZ ? FE_TOWARDZERO : round ==
        if (!(ins->mod & MOD_ROUND)) r_ = (EXPR);                                 \
        else { fesetround(host_round(ins->mod & MOD_ROUND)); volatile double v_ = (EXPR); r_ = v_; fesetround(FE_TONEAREST); } \
        r_; })
-/* fp64 keeps the NaN of its last operand that is one, quieted. */
+/* fp64 keeps one operand's NaN, quieted: the last argument's that is one (of an fma the factor b, then c, then a). */
 static inline double last_nan(double result, double a, double b, double c)
 {
     if (result == result) return result;
@@ -227,7 +227,7 @@ int op_FMA_F64(Machine *m, Warp *w, const Instr *ins, u32 mask)
 {
     double *D = DST(double, 0);
     const double *A = SRC(double, 1), *B = SRC(double, 2), *C = SRC(double, 3);
-    FOR_ACTIVE(mask) { volatile double a = A[l], b = B[l], c = C[l]; D[l] = last_nan(DIRECTED(fma(a, b, c)), A[l], B[l], C[l]); }
+    FOR_ACTIVE(mask) { volatile double a = A[l], b = B[l], c = C[l]; D[l] = last_nan(DIRECTED(fma(a, b, c)), a, c, b); }
     return EX_NEXT;
 }
 OP_1(ABS_F64, double, double, a != a ? last_nan(a, a, a, a) : fabs(a))

@@ -30,13 +30,13 @@ static u64 integer_op(u32 op, u64 old, u64 value, int is_signed, u32 bits)
     default: return value;
     }
 }
-/* NaN: the L2 passes one on as it is; the SM's adder quietens, and prefers the one in memory. */
+/* NaN: the L2 passes one on as it is, the new value's first; the SM's adder quietens, and prefers the one in memory. */
 static u64 double_sum(u64 old, u64 value, int in_global)
 {
     double a = f64_of(value), b = f64_of(old), sum = a + b;
     if (a == a && b == b) return sum == sum ? bits_of64(sum) : 0xfff8000000000000ull;
-    u64 from = b != b ? old : value;
-    return in_global ? from : from | 1ull << 51;
+    if (in_global) return a != a ? value : old;
+    return (b != b ? old : value) | 1ull << 51;
 }
 u64 atomic_apply(u32 op, u32 type, u64 old, u64 value, int in_global)
 {
