@@ -1,16 +1,16 @@
 """Configurations of the GEMM kernels, the one legality predicate of each, and their shared-memory and register budgets.
 
-Pure Python: no torch, no GPU, no compiler. `sm90_problems` returns every reason why a configuration cannot run, one line each, and an
-empty list if it can.
+Pure Python: no torch, no GPU, no compiler. `sm90_problems` returns every reason why a configuration cannot run, one
+line each, and an empty list if it can.
 
-Terms: the kernel multiplies a *register operand* (its rows are the M of the wgmma; decoded in the registers of the consumer
-warpgroups) and a *shared operand* (its rows are the N of the wgmma; decoded once into shared memory by the decode warpgroup).
-Without `swap_ab` these are A and B of the GEMM, with it B and A, and D is written transposed.
+Terms: the kernel multiplies a *register operand* (its rows are the M of the wgmma; decoded in the registers of the
+consumer warpgroups) and a *shared operand* (its rows are the N of the wgmma; decoded once into shared memory by the
+decode warpgroup). Without `swap_ab` these are A and B of the GEMM, with it B and A, and D is written transposed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 K_BLOCK = 64
 """Elements of K of one decoded sub-tile: 128 bytes of bf16, one swizzle row."""
@@ -158,9 +158,9 @@ class Sm90RegisterBudget:
 def sm90_registers(config: Sm90Config, compact_scales: bool = False) -> Sm90RegisterBudget:
     """The split of the register file between the roles.
 
-    A launch gives every thread the same number r of registers (a multiple of 8); setmaxnreg then moves them between warpgroups, and
-    the sum may not grow. A lone load warp is no warpgroup and keeps r. Copying compact scales needs 40 registers where TMA alone needs
-    24 (48 bytes were spilled). The consumers get the rest (at most 240).
+    A launch gives every thread the same number r of registers (a multiple of 8); setmaxnreg then moves them between
+    warpgroups, and the sum may not grow. A lone load warp is no warpgroup and keeps r. Copying compact scales needs 40
+    registers where TMA alone needs 24 (48 bytes were spilled). The consumers get the rest (at most 240).
     """
     r = SM90_REGISTERS // config.threads // 8 * 8
     lone_load_warp = config.decode_groups > 1
@@ -168,3 +168,118 @@ def sm90_registers(config: Sm90Config, compact_scales: bool = False) -> Sm90Regi
     left = r * config.threads - load * (32 if lone_load_warp else WARPGROUP) - decode * WARPGROUP * config.decode_groups
     consumer = left // (WARPGROUP * config.consumer_groups) // 8 * 8
     return Sm90RegisterBudget(load, decode, min(consumer, 240))
+
+
+def _tile_problems(config: Sm90Config) -> list[str]:
+    rows = 64 * config.consumer_groups
+    found = []
+    if config.tile_m % rows or config.tile_m <= 0:
+        found.append(f"tile_m={config.tile_m} is not a multiple of 64 * consumer_groups = {rows}")
+    for name in ("tile_m", "tile_n"):
+        size = getattr(config, name)
+        if size <= 0 or (size % 128 and 128 % size):
+            found.append(
+                f"{name}={size} neither divides 128 nor is a multiple of it, the rows of a scale tile"
+            )
+    if config.tile_n % 8 or not 8 <= config.tile_n <= 256:
+        found.append(f"tile_n={config.tile_n} is not a wgmma N: a multiple of 8, at most 256")
+    for name, accepted in _CHOICES.items():
+        if getattr(config, name) not in accepted:
+            found.append(f"{name}={getattr(config, name)!r} is not one of {', '.join(map(repr, accepted))}")
+    for name in ("load_stages", "mma_stages"):
+        if getattr(config, name) < 2:
+            found.append(f"{name}={getattr(config, name)} leaves nothing to overlap; at least 2")
+    for name in ("raster_group", "splits"):
+        if getattr(config, name) < 1:
+            found.append(f"{name}={getattr(config, name)} is below 1")
+    return found
+
+
+_CHOICES = {
+    "k_blocks": (1, 2, 4),
+    "consumer_groups": (1, 2, 3, 4),
+    "steps_per_group": (1, 2, 4),
+    "decode_groups": (1, 2),
+    "fragment_registers": (16, 32),
+    "decode_to": ("float16", "bfloat16"),
+}
+
+CONSUMER_OVERHEAD = 40
+"""Registers of a consumer besides accumulators and fragments: packed words, scales, addresses."""
+
+
+def _role_problems(config: Sm90Config, operands: tuple[Sm90Operand, ...]) -> list[str]:
+    found = []
+    rows, threads = config.tile_n * config.k_blocks, WARPGROUP * config.decode_groups
+    if rows < threads and (threads % rows or rows % 32):
+        found.append(
+            f"tile_n * k_blocks = {rows} rows cannot be shared by {threads} decode threads in whole warps"
+        )
+    if rows >= threads and rows % threads:
+        found.append(f"tile_n * k_blocks = {rows} rows is not a multiple of {threads} decode threads")
+    groups = config.m_atoms * config.k_blocks * 4 // config.steps_per_group
+    buffers = min(groups, config.fragment_registers // (4 * config.steps_per_group))
+    if buffers < 1 or groups % buffers:
+        found.append(f"{groups} wgmma groups per stage do not go round {buffers} fragment buffers")
+    compact = any(operand.scales == "compact" for operand in operands)
+    if compact and config.decode_groups == 2:
+        found.append("compact scales need a load warpgroup, and two decode groups leave a single load warp")
+    registers = sm90_registers(config, compact)
+    needed = config.m_atoms * config.tile_n // 2 + config.fragment_registers + CONSUMER_OVERHEAD
+    if needed > registers.consumer:
+        found.append(f"a consumer needs about {needed} registers and gets {registers.consumer}")
+    if registers.total(config) > SM90_REGISTERS:
+        found.append(f"the roles take {registers.total(config)} registers of {SM90_REGISTERS}")
+    return found
+
+
+def sm90_problems(
+    config: Sm90Config, operand_m: Sm90Operand, operand_n: Sm90Operand, staged_store: bool = True
+) -> list[str]:
+    """Every reason why the Hopper kernel cannot run a configuration; empty if it can.
+
+    Args:
+        operand_m, operand_n: register and shared operand, as `Sm90GemmPlan.operands` returns them.
+        staged_store: D leaves by TMA.
+    """
+    found = _tile_problems(config)
+    if found:
+        return found
+    found = _role_problems(config, (operand_m, operand_n))
+    if operand_m.bits != 4:
+        found.append("the register operand is not NVFP4: 16-bit activations must be the shared operand (swap_ab)")
+    if (operand_m.rows, operand_n.rows) != (config.tile_m, config.tile_n):
+        found.append(f"operand tiles of {operand_m.rows} and {operand_n.rows} rows are not tile_m and tile_n")
+    if staged_store and config.tile_n % (16 if config.swap_ab else 64):
+        found.append(f"tile_n={config.tile_n} does not fill the panels of a TMA store")
+    total = sm90_smem(config, operand_m, operand_n, staged_store).total
+    if total > SM90_SMEM_BYTES:
+        found.append(f"{total} bytes of shared memory, {SM90_SMEM_BYTES} are available")
+    return found
+
+
+def sm90_budget_table(
+    config: Sm90Config, operand_m: Sm90Operand, operand_n: Sm90Operand, staged_store: bool = True
+) -> str:
+    """Shared memory and registers of a configuration, one line each."""
+    smem = sm90_smem(config, operand_m, operand_n, staged_store)
+    registers = sm90_registers(config, "compact" in (operand_m.scales, operand_n.scales))
+    lines = [f"{f.name:24s} {getattr(smem, f.name):7d} B" for f in fields(smem)]
+    lines.append(f"{'shared memory':24s} {smem.total:7d} B of {SM90_SMEM_BYTES}")
+    lines += [f"{f.name + ' registers':24s} {getattr(registers, f.name):7d} per thread" for f in fields(registers)]
+    lines.append(f"{'registers':24s} {registers.total(config):7d} of {SM90_REGISTERS}")
+    return "\n".join(lines)
+
+
+MAX_LOAD_STAGES = 8
+
+
+def with_most_stages(
+    config: Sm90Config, operand_m: Sm90Operand, operand_n: Sm90Operand, staged_store: bool = True
+) -> Sm90Config:
+    """The configuration with as many load stages as fit (at least 2, at most MAX_LOAD_STAGES)."""
+    for stages in range(MAX_LOAD_STAGES, 2, -1):
+        deeper = replace(config, load_stages=stages)
+        if sm90_smem(deeper, operand_m, operand_n, staged_store).total <= SM90_SMEM_BYTES:
+            return deeper
+    return replace(config, load_stages=2)

@@ -1,22 +1,25 @@
 """The epilogue tree as the host sees it: what a GEMM does with its accumulators before they reach memory.
 
-A tree is made of frozen nodes: leaves (the accumulator, vectors, scalars, a tile of C), elementwise operations, and sinks that
-store or reduce. It is written as a Python function of its leaves,
+A tree is made of frozen nodes: leaves (the accumulator, vectors, scalars, a tile of C), elementwise operations, and
+sinks that store or reduce. It is written as a Python function of its leaves,
 
     @epilogue
     def scaled(acc, alpha_a: Row(), alpha_b: Column(), bias: Column("bfloat16")):
         return relu(2.0 ** -10 * (alpha_b * (alpha_a * acc)) + bias)
 
-and the decorated object is an `Epilogue`. The first argument is the accumulator, the others are declared by their annotation. The
-result is an expression (stored as D), or a tuple of an expression and further sinks: `Store`, `RowAmax`, `ColumnAmax`.
+and the decorated object is an `Epilogue`. The first argument is the accumulator, the others are declared by their
+annotation. The result is an expression (stored as D), or a tuple of an expression and further sinks: `Store`,
+`RowAmax`, `ColumnAmax`.
 
-Every operation is one fp32 operation with one rounding, in the order that is written; nothing is contracted or reassociated, except
-`fma`, which is one rounding by name. The tree is part of a GEMM's plan: two trees are the same kernel exactly if they are equal.
+Every operation is one fp32 operation with one rounding, in the order that is written; nothing is contracted or
+reassociated, except `fma`, which is one rounding by name. The tree is part of a GEMM's plan: two trees are the same
+kernel exactly if they are equal.
 
 What a leaf reads, for element (i, j) of D (M, N):
 
     Row      value[i]       one per row of D (alpha_a)          Scalar   value[0], on the device
-    Column   value[j]       one per column of D (alpha_b, bias) Tile     value[i, j], a matrix like D (C, a saved pre-activation)
+    Column   value[j]       one per column of D (alpha_b, bias) Tile     value[i, j], a matrix like D (C, a saved
+    pre-activation)
 """
 
 from __future__ import annotations
@@ -190,7 +193,9 @@ def unary(op: str, x) -> Unary:
         OperandError: no function has this name.
     """
     if op not in UNARY:
-        raise OperandError(f"activation {op!r}", ", ".join(UNARY), "use one of these, or write it with arithmetic nodes")
+        raise OperandError(
+            f"activation {op!r}", ", ".join(UNARY), "use one of these, or arithmetic nodes"
+        )
     return Unary(op, _node(x))
 
 

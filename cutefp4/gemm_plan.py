@@ -18,7 +18,8 @@ class Sm90GemmPlan(Plan):
         config: tile sizes, stages, roles.
         epilogue: the tree.
         out_dtype: of D: "bfloat16", "float16" or "float32".
-        store: how D is written: "tma" (16-bit, rows of a multiple of 16 bytes), "pairs" (two columns per access) or "elements".
+        store: how D is written: "tma" (16-bit, rows of a multiple of 16 bytes), "pairs" (two columns per access) or
+        "elements".
         activations: "nvfp4" (W4A4), or "bfloat16" / "float16": A is 16-bit and B is NVFP4 (W4A16; needs swap_ab and
             config.decode_to equal to it).
         a_scales, b_scales: layout of the block scales, "tiled" or "compact".

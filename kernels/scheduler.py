@@ -1,8 +1,9 @@
 """Tile schedulers: which output tile and which part of K a CTA works on next.
 
-A scheduler maps a linear work index to a `WorkTile`. The roles of a kernel (load, decode, consume) each walk the same indices
-`block, block + grid, block + 2 * grid, ...` and ask the scheduler, so that nothing has to be communicated between them. Grouped GEMM
-plugs in here: a scheduler that reads group offsets from device memory returns the same `WorkTile`.
+A scheduler maps a linear work index to a `WorkTile`. The roles of a kernel (load, decode, consume) each walk the same
+indices `block, block + grid, block + 2 * grid, ...` and ask the scheduler, so that nothing has to be communicated
+between them. Grouped GEMM plugs in here: a scheduler that reads group offsets from device memory returns the same
+`WorkTile`.
 """
 
 from dataclasses import dataclass
@@ -31,7 +32,8 @@ class WorkTile(DeviceStruct):
 
 
 class StaticScheduler(DeviceStruct):
-    """Persistent and static: tiles in groups of `group` register-operand tiles, which run through n before the next group.
+    """Persistent and static: tiles in groups of `group` register-operand tiles, which run through n before the next
+    group.
 
     CTAs that run at the same time then share few tiles of either operand, which keeps their traffic in L2.
     """
@@ -58,4 +60,3 @@ class StaticScheduler(DeviceStruct):
         k_begin = (self.k_stages * split) // self.splits
         k_end = (self.k_stages * (split + 1)) // self.splits
         return WorkTile(first_m + in_group % rows, in_group // rows, l, split, tile, k_begin, k_end - k_begin)
-

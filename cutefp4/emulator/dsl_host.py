@@ -203,6 +203,13 @@ def device_tensor(tensor: object) -> object:
     return tvm_ffi.from_dlpack(_CudaCapsule(tensor))
 
 
+def _device_argument(arg: object) -> object:
+    """An argument of a compiled function with every CPU tensor in it passed as a device tensor; tuples are tuples of arguments."""
+    if isinstance(arg, tuple):
+        return tuple(_device_argument(a) for a in arg)
+    return device_tensor(arg) if hasattr(arg, "__dlpack__") else arg
+
+
 def load_object(runtime: HostRuntime, data: bytes, symbol: str, library_path: str) -> Callable:
     """The exported function ``symbol`` of an object file's bytes, linked with the emulator instead of the CUDA runtime.
 
@@ -216,9 +223,10 @@ def load_object(runtime: HostRuntime, data: bytes, symbol: str, library_path: st
 
     def call(*args):
         for arg in args:
-            runtime.notice(arg)
+            for each in arg if isinstance(arg, tuple) else (arg,):
+                runtime.notice(each)
         try:
-            function(*(device_tensor(a) if hasattr(a, "__dlpack__") else a for a in args))
+            function(*(_device_argument(a) for a in args))
         finally:
             runtime.raise_pending()
 
@@ -268,7 +276,7 @@ def _compiler_patches() -> list[tuple[object, str, object]]:
     def compile_and_remember(self, ctx):
         function = compile_function(self, ctx)
         artifacts = getattr(function, "artifacts", None)
-        if artifacts is not None and artifacts.PTX and artifacts.CUBIN:
+        if artifacts is not None and artifacts.PTX and isinstance(artifacts.CUBIN, bytes):  # not of host code alone
             register_ptx(artifacts.CUBIN, artifacts.PTX)
         return function
 

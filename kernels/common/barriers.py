@@ -1,7 +1,7 @@
 """Rings of shared-memory stages guarded by mbarriers.
 
-A ring has two barriers per stage: `full` (producers arrive when the stage holds data) and `empty` (consumers arrive when they have read
-it). A position in the ring is a stage index and a phase bit that flips on every lap.
+A ring has two barriers per stage: `full` (producers arrive when the stage holds data) and `empty` (consumers arrive
+when they have read it). A position in the ring is a stage index and a phase bit that flips on every lap.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """Python objects that live inside kernels.
 
-A kernel's `if` and `for` on runtime values become regions of the compiled code, and every object that is used inside must say which
-runtime values it carries. `DeviceStruct` does so for all attributes: device values are carried, everything else is a compile-time
-constant.
+A kernel's `if` and `for` on runtime values become regions of the compiled code, and every object that is used inside
+must say which runtime values it carries. `DeviceStruct` does so for all attributes: device values are carried,
+everything else is a compile-time constant.
 """
 
 import copy

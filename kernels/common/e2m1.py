@@ -1,21 +1,23 @@
 """E2M1 codes to pairs of 16-bit floats, eight codes per 32-bit word, exactly and without a table.
 
-A code is `s e e m`. Put `e e` in the lowest exponent bits and `m` in the top mantissa bit of a wider float, `s` in its sign bit,
-zeros elsewhere: the hardware then reads e2m1 times a power of two, and code 1 (0.5) is a subnormal. Decoding is bit movement, and
-the missing power of two is put right with the scale or in the epilogue.
+A code is `s e e m`. Put `e e` in the lowest exponent bits and `m` in the top mantissa bit of a wider float, `s` in its
+sign bit, zeros elsewhere: the hardware then reads e2m1 times a power of two, and code 1 (0.5) is a subnormal. Decoding
+is bit movement, and the missing power of two is put right with the scale or in the epilogue.
 
-    bf16   nibble at bits 3..0 of a 16-bit half:  n * (2^12 + 2^6), masked: s on bit 15, e e m on bits 8..6  = e2m1 * 2^-126
-           nibble at bits 7..4:                   n * (2^8  + 2^2)                                           pairs (j, j + 4)
+    bf16   nibble at bits 3..0 of a 16-bit half:  n * (2^12 + 2^6), masked
+           nibble at bits 7..4:                   n * (2^8  + 2^2), masked
+           s lands on bit 15, e e m on bits 8..6: e2m1 * 2^-126; pairs (j, j + 4)
            8 LOP3 + 4 IMAD + 1 SHF per word
 
-    e4m3   nibble in the low half of a byte:      (x << 4) & 0x80 | (x << 2) & 0x1C: s on bit 7, e e m on bits 4..2 = e2m1 * 2^-6
+    e4m3   nibble in the low half of a byte:      (x << 4) & 0x80 | (x << 2) & 0x1C
            nibble in the high half:               x & 0x80 | (x >> 2) & 0x1C
-           then the hardware's e4m3x2 -> f16x2: pairs (0, 2), (4, 6), (1, 3), (5, 7)
+           s lands on bit 7, e e m on bits 4..2: e2m1 * 2^-6 as an E4M3 byte; then the hardware's e4m3x2 -> f16x2
+           gives the pairs (0, 2), (4, 6), (1, 3), (5, 7)
            4 LOP3 + 3 shifts + 4 F2FP per word
 
-The order of K inside a tile is free as long as both operands of the product use the same one (smem_layout.py). A table by PRMT
-needs 15 instructions per word, 8 to 10 of them PRMT; moving bits straight to fp16 needs 17, because there the shifted copies of a
-nibble overlap and have to be masked apart.
+The order of K inside a tile is free as long as both operands of the product use the same one (smem_layout.py). A table
+by PRMT needs 15 instructions per word, 8 to 10 of them PRMT; moving bits straight to fp16 needs 17, because there the
+shifted copies of a nibble overlap and have to be masked apart.
 """
 
 from cutlass import Uint32

@@ -1,13 +1,14 @@
 """E4M3 block scales as packed 16-bit multipliers, exactly; two scales at a time.
 
-fp16: the hardware converts two bytes at once, and (e2m1 * 2^-6) * scale is exact in fp16: at most 6 significant bits, units of 2^-16.
+fp16: the hardware converts two bytes at once, and (e2m1 * 2^-6) * scale is exact in fp16: at most 6 significant bits,
+units of 2^-16.
 
-bf16: a byte `0 eeee mmm` shifted left by 4 is a bf16 whose exponent field is eeee: it reads as scale * 2^-120, and subnormals of E4M3
-are subnormals of bf16 with the same factor. Two multiplications by powers of two make it scale * 2^119 (the largest, 448 * 2^119, is
-finite), and (e2m1 * 2^-126) * (scale * 2^119) = e2m1 * scale * 2^-7 is exact.
+bf16: a byte `0 eeee mmm` shifted left by 4 is a bf16 whose exponent field is eeee: it reads as scale * 2^-120, and
+subnormals of E4M3 are subnormals of bf16 with the same factor. Two multiplications by powers of two make it scale *
+2^119 (the largest, 448 * 2^119, is finite), and (e2m1 * 2^-126) * (scale * 2^119) = e2m1 * scale * 2^-7 is exact.
 
-So a decoded element is e2m1 * scale * 2^PRODUCT_EXPONENT, with the exponent of its format. Accepts bytes 0x00..0x7E; bit 7 must be
-clear. The NaN byte 0x7F stays NaN in fp16 and decodes as 480 in bf16; quantisers never write it.
+So a decoded element is e2m1 * scale * 2^PRODUCT_EXPONENT, with the exponent of its format. Accepts bytes 0x00..0x7E;
+bit 7 must be clear. The NaN byte 0x7F stays NaN in fp16 and decodes as 480 in bf16; quantisers never write it.
 """
 
 from cutlass import Uint32

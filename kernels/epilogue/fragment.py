@@ -4,8 +4,8 @@ Of a 64 x tile_n accumulator, thread `lane` of warp `w` holds, in n-block b of 8
 
     acc[4b + 2h + j]:   m = 16 w + lane // 4 + 8 h,   n = 8 b + 2 (lane % 4) + j        h, j in {0, 1}
 
-"m" is the side of the register operand and "n" the side of the shared one. Without swap_ab they are rows and columns of D, with it
-columns and rows.
+"m" is the side of the register operand and "n" the side of the shared one. Without swap_ab they are rows and columns of
+D, with it columns and rows.
 """
 
 import cutlass

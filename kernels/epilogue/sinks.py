@@ -68,7 +68,9 @@ def in_bounds(fragment: Fragment, atom: int, h: int, block: int, j: int, value: 
 
 
 @cute.jit
-def reduce_over_n(tensor: cute.Tensor, fragment: Fragment, atom: cutlass.Constexpr, h: cutlass.Constexpr, value: Float32):
+def reduce_over_n(
+    tensor: cute.Tensor, fragment: Fragment, atom: cutlass.Constexpr, h: cutlass.Constexpr, value: Float32
+):
     """Maximum of one m over the quad's columns, then into tensor[l, m]."""
     for offset in cutlass.range_constexpr(2):
         value = math.larger(value, cute.arch.shuffle_sync_bfly(value, offset=1 << offset))

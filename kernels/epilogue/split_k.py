@@ -1,8 +1,8 @@
 """Deterministic split-K: the last warpgroup to finish a tile adds all partial sums in the order of the splits.
 
-Each warpgroup writes its accumulators, as they lie in its registers, to the workspace, and counts itself in. The one that finds all
-others done reads every partial back, adds them 0, 1, 2, ... (so the sum does not depend on who was last), and resets the counter
-for the next launch.
+Each warpgroup writes its accumulators, as they lie in its registers, to the workspace, and counts itself in. The one
+that finds all others done reads every partial back, adds them 0, 1, 2, ... (so the sum does not depend on who was
+last), and resets the counter for the next launch.
 
     partials   fp32 (splits, tiles, consumer_groups, registers, 128)
     counters   int32 (tiles, consumer_groups), zero before the first launch and after every launch
@@ -10,7 +10,7 @@ for the next launch.
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Boolean, Float32, Int32
+from cutlass import Boolean, Int32
 
 from cutefp4.config import Sm90Config
 

@@ -1,9 +1,10 @@
 """D through shared memory: fragments are written by stmatrix, one warp per warpgroup stores the tile by TMA.
 
-Each consumer warpgroup owns a staging buffer for its (64 * m_atoms) x tile_n elements of 16 bits, in panels of 64 columns of D: rows
-of 128 bytes in TMA's 128-byte swizzle (chunk index XOR row % 8). The rows of D are m, and a panel is 64 of n; with swap_ab the
-rows of D are n, a panel is one 64-row tile of m, and stmatrix transposes. The copy runs while the next tile is multiplied; the buffer is
-waited for only before the next tile is staged. TMA clips what lies outside D. Needs 16-byte aligned rows of D.
+Each consumer warpgroup owns a staging buffer for its (64 * m_atoms) x tile_n elements of 16 bits, in panels of 64
+columns of D: rows of 128 bytes in TMA's 128-byte swizzle (chunk index XOR row % 8). The rows of D are m, and a panel is
+64 of n; with swap_ab the rows of D are n, a panel is one 64-row tile of m, and stmatrix transposes. The copy runs while
+the next tile is multiplied; the buffer is waited for only before the next tile is staged. TMA clips what lies outside
+D. Needs 16-byte aligned rows of D.
 """
 
 import cutlass

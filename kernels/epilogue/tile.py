@@ -1,7 +1,8 @@
 """The epilogue of one work tile: evaluate the tree on the accumulators and store.
 
-Vectors are loaded before the mainloop of their tile: along m into registers, along n into registers and then shared memory. After the
-mainloop the n-blocks of 8 columns are visited one by one. With split-K only the warpgroup that holds the finished sum goes on.
+Vectors are loaded before the mainloop of their tile: along m into registers, along n into registers and then shared
+memory. After the mainloop the n-blocks of 8 columns are visited one by one. With split-K only the warpgroup that holds
+the finished sum goes on.
 """
 
 from dataclasses import dataclass
@@ -40,7 +41,8 @@ class EpilogueSpec:
 class TileEpilogue(DeviceStruct):
     """The epilogue of one consumer warpgroup, bound to its tensors.
 
-    tensors: by name: D as "d", leaves and sinks by their own names; vectors (L, size), matrices (L, M, N), scalars (L,).
+    tensors: by name: D as "d", leaves and sinks by their own names; vectors (L, size), matrices (L, M, N), scalars
+    (L,).
     """
 
     def __init__(self, spec: EpilogueSpec, config: Sm90Config, tensors: dict, sizes, parts, consumer, thread):

@@ -1,7 +1,7 @@
 """Device code of the expression nodes: one element of the tree at a time, at trace time.
 
-`Values` answers what a leaf is for the current element; `evaluate` walks the tree and remembers what it has computed, so that a node
-that is used twice is computed once.
+`Values` answers what a leaf is for the current element; `evaluate` walks the tree and remembers what it has computed,
+so that a node that is used twice is computed once.
 """
 
 from cutlass import Float32

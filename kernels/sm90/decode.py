@@ -1,11 +1,13 @@
 """Decoding packed NVFP4: the register operand in the consumers, the shared operand in the decode warpgroups.
 
-Both follow the K order of smem_layout.py and give e2m1 * e4m3 * 2^product_exponent in fp16 or bf16, exactly (number_format.py).
+Both follow the K order of smem_layout.py and give e2m1 * e4m3 * 2^product_exponent in fp16 or bf16, exactly
+(number_format.py).
 
-Per 64 x 64 sub-tile of the register operand a thread reads, for its rows g and g + 8, one 8-byte block and one scale byte, and
-makes the 16 registers of four m64k16 fragments: 4 words of 15 (fp16) or 17 (bf16) instructions.
+Per 64 x 64 sub-tile of the register operand a thread reads, for its rows g and g + 8, one 8-byte block and one scale
+byte, and makes the 16 registers of four m64k16 fragments: 4 words of 15 (fp16) or 17 (bf16) instructions.
 
-16-bit activations as the shared operand only change their order of K: eight 16-byte reads, 32 PRMT and eight 16-byte writes per row.
+16-bit activations as the shared operand only change their order of K: eight 16-byte reads, 32 PRMT and eight 16-byte
+writes per row.
 """
 
 import cutlass
@@ -42,8 +44,9 @@ def scale_block_offset(block: int) -> int:
 class RegisterOperandReader(DeviceStruct):
     """One consumer thread's view of the packed register operand.
 
-    Its rows in 64-row tile m of the warpgroup are 64 * m + 16 * warp + g and + 8, with g = lane // 4. Swizzles repeat every 8 rows and
-    scale tiles are regular, so that (m, h) only adds a constant to an address, and the sub-tile q flips bits of the chunk.
+    Its rows in 64-row tile m of the warpgroup are 64 * m + 16 * warp + g and + 8, with g = lane // 4. Swizzles repeat
+    every 8 rows and scale tiles are regular, so that (m, h) only adds a constant to an address, and the sub-tile q
+    flips bits of the chunk.
     """
 
     def __init__(self, config: Sm90Config, storage, group_row: Int32, thread: Int32):
@@ -73,7 +76,8 @@ class RegisterOperandReader(DeviceStruct):
 
 
 def decode_steps(fmt, words, multipliers, first: int, steps: int, fragment: cute.Tensor) -> None:
-    """Write the registers of `steps` m64k16 A fragments, 4 each: step s holds pairs 2s and 2s + 1 of rows g and g + 8."""
+    """Write the registers of `steps` m64k16 A fragments, 4 each: step s holds pairs 2s and 2s + 1 of rows g and g +
+    8."""
     for s in range(first, first + steps):
         for high in range(2):
             for half in range(2):
@@ -84,8 +88,9 @@ def decode_steps(fmt, words, multipliers, first: int, steps: int, fragment: cute
 class SharedOperandWriter(DeviceStruct):
     """The decode warpgroups: rows of the shared operand, as they land, to swizzled 16-bit rows that wgmma reads.
 
-    A stage has k_blocks * tile_n rows of 64 elements (8 chunks of 16 bytes each). With as many of them as decode threads, a thread
-    makes whole rows; with fewer, the chunks of a row are split over several warps, which take different branches.
+    A stage has k_blocks * tile_n rows of 64 elements (8 chunks of 16 bytes each). With as many of them as decode
+    threads, a thread makes whole rows; with fewer, the chunks of a row are split over several warps, which take
+    different branches.
     """
 
     def __init__(self, config: Sm90Config, storage, thread: Int32):
@@ -96,7 +101,8 @@ class SharedOperandWriter(DeviceStruct):
     def write_stage(self, bases):
         """Turn one load stage into one MMA stage.
 
-        bases: byte offsets of the stage in the rows, in the scales and in the decoded buffer; first scale row of the tile.
+        bases: byte offsets of the stage in the rows, in the scales and in the decoded buffer; first scale row of the
+        tile.
         """
         rows = self.config.tile_n * self.config.k_blocks
         threads = WARPGROUP * self.config.decode_groups
@@ -171,9 +177,7 @@ def _pick_pair(words: list, low: int, high: int) -> Uint32:
 
 
 @cute.jit
-def decode_role(
-    scheduler, load_ring, mma_ring, writer: SharedOperandWriter, size: cutlass.Constexpr, lane: Int32
-):
+def decode_role(scheduler, load_ring, mma_ring, writer: SharedOperandWriter, size: cutlass.Constexpr, lane: Int32):
     """Make the shared operand of every stage of every work tile of this CTA (the decode warpgroups)."""
     load_state, mma_state = load_ring.consumer_state(), mma_ring.producer_state()
     first, _, _ = cute.arch.block_idx()

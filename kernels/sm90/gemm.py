@@ -7,20 +7,22 @@
     B    codes (L, N, K/2) and scales;  scales in 128x4 tiles or compact (L, rows, K/16)
     D    (L, M, N)
 
-One operand is the *register operand* (rows on the M of wgmma, decoded in registers), the other the *shared operand* (rows on the N of
-wgmma, decoded once into shared memory). They are A and B, or with config.swap_ab B and A: small M, and W4A16.
+One operand is the *register operand* (rows on the M of wgmma, decoded in registers), the other the *shared operand*
+(rows on the N of wgmma, decoded once into shared memory). They are A and B, or with config.swap_ab B and A: small M,
+and W4A16.
 
 Warp roles, one CTA per SM:
 
     decode_groups warpgroups     write the shared operand (tile_n rows) to smem in wgmma's layout     decode.py
-    consumer_groups warpgroups   decode the register operand and issue wgmma, then the epilogue       mma.py, ../epilogue
+    consumer_groups warpgroups   decode the register operand and issue wgmma, then the epilogue       mma.py,
+    ../epilogue
     the last warp(group)         one warp issues TMA loads, three copy compact scales                 loader.py
 
     load ring     packed tiles        filled by TMA                 drained by decode and consumer warps
     mma ring      decoded tiles       filled by the decode warps    drained by the consumer warps
 
-The grid is persistent. The consumer warpgroups do not wait for each other: while one stores its tile the other one multiplies, and
-loads and decoding of the next tile go on.
+The grid is persistent. The consumer warpgroups do not wait for each other: while one stores its tile the other one
+multiplies, and loads and decoding of the next tile go on.
 
 Constraints: K % 64 == 0 (pad with zeros otherwise), any M, N >= 1; sm_90a.
 """
@@ -45,8 +47,10 @@ from .mma import WarpgroupMma, mainloop
 from .number_format import FORMATS
 from .smem_layout import allocate, stage_bytes
 
+
 def ring_specs(plan: Sm90GemmPlan) -> tuple[RingSpec, RingSpec]:
-    """The load ring and the MMA ring as data; arrivals are per warp, except the TMA warp's one and cp.async's per thread."""
+    """The load ring and the MMA ring as data; arrivals are per warp, except the TMA warp's one and cp.async's per
+    thread."""
     config = plan.config
     consumers, decoders = 4 * config.consumer_groups, 4 * config.decode_groups
     compact = any(operand.scales == "compact" for operand in plan.operands())
@@ -76,8 +80,8 @@ class Sm90Gemm:
     def __call__(self, a, a_scales, b, b_scales, epilogue_tensors, sms: Int32, stream):
         """Launch.
 
-        a, b: codes (L, rows, K/2), or activations (L, M, K) as a. a_scales, b_scales: flat bytes if tiled, (L, rows, K/16) if
-        compact. epilogue_tensors: those of `plan.tensor_names()`. sms: CTAs to launch at most.
+        a, b: codes (L, rows, K/2), or activations (L, M, K) as a. a_scales, b_scales: flat bytes if tiled, (L, rows,
+        K/16) if compact. epilogue_tensors: those of `plan.tensor_names()`. sms: CTAs to launch at most.
         """
         config = self.config
         first, second = (a, a_scales), (b, b_scales)
@@ -155,9 +159,7 @@ class Sm90Gemm:
             cute.arch.setmaxregister_increase(self.registers.consumer)
             tensors = dict(zip(self.plan.tensor_names(), epilogue_tensors, strict=True))
             consumer = group - first_consumer
-            epilogue = tile_epilogue.bind(
-                self.epilogue, config, tensors, sizes, storage, tma_d, consumer, thread % 128
-            )
+            epilogue = tile_epilogue.bind(self.epilogue, config, tensors, sizes, storage, tma_d, consumer, thread % 128)
             self.consumer_role(scheduler, (load_ring, mma_ring), storage, tiled_mma, epilogue, consumer, thread % 128)
 
     def compact_loaders(self, tensors: tuple, storage, thread: Int32) -> list:

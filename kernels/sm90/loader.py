@@ -1,13 +1,12 @@
 """The load warps: packed rows (or 16-bit activations) and block scales into the load ring.
 
-TMA brings rows and tiled scales; one elected thread of one warp issues. It fills what lies outside a matrix with zeros, and zero
-codes with zero scales add nothing, so tails in M, N and K need no other code.
+TMA brings rows and tiled scales; one elected thread of one warp issues. It fills what lies outside a matrix with zeros,
+and zero codes with zero scales add nothing, so tails in M, N and K need no other code.
 
-Compact scales, rows of K/16 bytes, have no row pitch that TMA accepts. The other three warps of the load warpgroup copy them with 4-byte
-cp.async (the 4 scales of one row and 64 elements of K) to where the 128x4 tile has them; after that nothing knows the difference.
+Compact scales, rows of K/16 bytes, have no row pitch that TMA accepts. The other three warps of the load warpgroup copy
+them with 4-byte cp.async (the 4 scales of one row and 64 elements of K) to where the 128x4 tile has them; after that
+nothing knows the difference.
 """
-
-from dataclasses import dataclass
 
 import cutlass
 import cutlass.cute as cute
@@ -55,7 +54,8 @@ def operand_tma(rows: cute.Tensor, scales, operand: Sm90Operand, config: Sm90Con
         scales: flat bytes, tiled; anything else if the operand's scales are not tiled.
 
     Returns:
-        (atom, coordinates (R, columns, L)) of the rows, and with tiled scales (atom, coordinates (128 words, K tiles, row tiles, L)).
+        (atom, coordinates (R, columns, L)) of the rows, and with tiled scales (atom, coordinates (128 words, K tiles,
+        row tiles, L)).
     """
     l, r, columns = rows.shape
     rkl = cute.make_tensor(rows.iterator, cute.make_layout((r, columns, l), stride=(columns, 1, r * columns)))
@@ -138,7 +138,8 @@ def load_role(scheduler, ring, loader_m: OperandLoader, loader_n: OperandLoader,
 
 @dsl_user_op
 def cp_async_word(destination: Int32, source: Int64, source_bytes: Int32, *, loc=None, ip=None) -> None:
-    """4-byte cp.async; source_bytes 0 writes zeros and reads nothing. Through L1, which keeps the rest of the 32-byte sector."""
+    """4-byte cp.async; source_bytes 0 writes zeros and reads nothing. Through L1, which keeps the rest of the 32-byte
+    sector."""
     arguments = [value.ir_value(loc=loc, ip=ip) for value in (destination, source, source_bytes)]
     code = "cp.async.ca.shared.global [$0], [$1], 4, $2;"
     llvm.inline_asm(None, arguments, code, "r,l,r,~{memory}", has_side_effects=True, loc=loc, ip=ip)

@@ -1,12 +1,13 @@
 """The consumer warpgroups: decode the register operand and issue wgmma.
 
-The unit is a *group*: `steps_per_group` m64nNk16 wgmma with A in registers, of one 64-row tile m and one sub-tile of 64 along K. A
-group's fragment is decoded right before its wgmma are issued, while earlier groups run. Fragments rotate through a ring of
-buffers (`fragment_registers` in all); `wait_group(buffers - 1)` before a decode keeps as many groups in flight as there are other buffers.
+The unit is a *group*: `steps_per_group` m64nNk16 wgmma with A in registers, of one 64-row tile m and one sub-tile of 64
+along K. A group's fragment is decoded right before its wgmma are issued, while earlier groups run. Fragments rotate
+through a ring of buffers (`fragment_registers` in all); `wait_group(buffers - 1)` before a decode keeps as many groups
+in flight as there are other buffers.
 
-ptxas must see that no register of a running wgmma is touched, or it serialises all of them (warning C7513, and DEPBAR ... 0x0 after
-every HGMMA). Packed words are read one 64-row tile ahead of their use, but only within a stage: reading ahead across the wait for
-the next stage was enough to lose it.
+ptxas must see that no register of a running wgmma is touched, or it serialises all of them (warning C7513, and DEPBAR
+... 0x0 after every HGMMA). Packed words are read one 64-row tile ahead of their use, but only within a stage: reading
+ahead across the wait for the next stage was enough to lose it.
 """
 
 import cutlass
@@ -81,7 +82,9 @@ def mainloop(
             q, m = part // config.m_atoms, part % config.m_atoms
             words, scale_bytes = ahead
             if cutlass.const_expr(part < parts - 1):
-                ahead = reader.load(stage, size, scale_offset, (part + 1) % config.m_atoms, (part + 1) // config.m_atoms)
+                ahead = reader.load(
+                    stage, size, scale_offset, (part + 1) % config.m_atoms, (part + 1) // config.m_atoms
+                )
             if cutlass.const_expr(part == max(parts - 2, 0)):
                 cute.arch.sync_warp()
                 if lane == 0:

@@ -1,6 +1,7 @@
 """The 16-bit format that NVFP4 is decoded to: fp16 or bf16, both exact.
 
-With two NVFP4 operands the choice is a matter of speed; with 16-bit activations it is theirs, because wgmma takes one format.
+With two NVFP4 operands the choice is a matter of speed; with 16-bit activations it is theirs, because wgmma takes one
+format.
 """
 
 from dataclasses import dataclass

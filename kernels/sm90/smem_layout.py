@@ -4,13 +4,14 @@ Packed rows land by TMA in the swizzle mode whose width is the row (32, 64 or 12
 sub-tile q of 64 elements takes four of the row's 16-element blocks (8 bytes each): the t-th thread of a quad decodes
 block 2 * k_blocks * (t // 2) + 2 * q + t % 2 of its rows, all 16 elements and their one scale. Then
 
-* a warp's 8-byte reads of 8 rows touch every bank once in every swizzle mode, and two 16-byte reads fetch what the decode
-  warpgroup needs of a row (blocks 2q, 2q + 1 and 2 * k_blocks + 2q, + 1);
+* a warp's 8-byte reads of 8 rows touch every bank once in every swizzle mode, and two 16-byte reads fetch what the
+  decode warpgroup needs of a row (blocks 2q, 2q + 1 and 2 * k_blocks + 2q, + 1);
 * the wgmma fragment needs no shuffle. Thread t of a quad holds the k-slots {2t, 2t+1, 2t+8, 2t+9} of step s; they are
-  the pairs 2s and 2s + 1 of block t, where pair p of a block is pair p % 4 of its word p // 4, as decoded (common/e2m1.py).
+  the pairs 2s and 2s + 1 of block t, where pair p of a block is pair p % 4 of its word p // 4, as decoded
+  (common/e2m1.py).
 
-The shared operand is written in the same order: the 16-byte chunk p of a decoded row (slots 8p .. 8p+7) holds pair p of the
-blocks of t = 0, 1, 2, 3. Any order of K is legal as long as both operands use the same one.
+The shared operand is written in the same order: the 16-byte chunk p of a decoded row (slots 8p .. 8p+7) holds pair p of
+the blocks of t = 0, 1, 2, 3. Any order of K is legal as long as both operands use the same one.
 """
 
 from dataclasses import dataclass

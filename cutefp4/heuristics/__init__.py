@@ -1,0 +1,1 @@
+"""Shape -> configuration, one file per architecture; pure Python."""

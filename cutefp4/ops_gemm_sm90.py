@@ -1,0 +1,392 @@
+"""Launches of the Hopper GEMM: allocate D, choose a plan, run.
+
+    gemm        NVFP4 x NVFP4, the operation "gemm" of the backends
+    gemm_a16    bf16 or fp16 activations x NVFP4 weight
+    gemm_plan   what either would run, and why, without running it
+
+K must be a multiple of 64 inside the kernel. Otherwise codes are copied once with zeros at the end of each row (tiled
+scales are padded already, compact ones are copied too); `explain` says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from cutefp4 import compile as kernel_cache
+from cutefp4 import epilogue as trees
+from cutefp4 import workspace
+from cutefp4.config import K_BLOCK, sm90_budget_table
+from cutefp4.epilogue import Epilogue, default_epilogue
+from cutefp4.errors import OperandError, UnsupportedError
+from cutefp4.format import BLOCK, gemm_constant, numerator
+from cutefp4.gemm_plan import Sm90GemmPlan
+from cutefp4.heuristics import sm90
+from cutefp4.launch import Operator, arch_of, sm_count, target
+from cutefp4.operand import Nvfp4Operand
+from cutefp4.scale_layout import round_up
+
+_NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
+
+
+@dataclass(frozen=True)
+class GemmRequest:
+    """Everything that a plan depends on; hashable, made from tensors without touching their data.
+
+    m, n, k: of the product, K padded to 64. batch: L. out_dtype, activations: names of dtypes, "nvfp4" for W4A4.
+    a_scales, b_scales: layouts. tree: the epilogue. aligned: D's base address is a multiple of 16 bytes.
+    """
+
+    m: int
+    n: int
+    k: int
+    batch: int
+    out_dtype: str
+    activations: str
+    a_scales: str
+    b_scales: str
+    tree: Epilogue
+    aligned: bool = True
+    batch_invariant: bool = False
+
+    def store(self) -> str:
+        """How D can be written."""
+        columns = self.n // 2 if self.tree.halves_columns() else self.n
+        if self.tree.halves_columns() or not self.aligned:
+            return "elements"
+        if self.out_dtype != "float32" and columns % 8 == 0:
+            return "tma"
+        return "elements" if columns % 2 else "pairs"
+
+    def shape(self) -> sm90.GemmShape:
+        """What the heuristic sees."""
+        return sm90.GemmShape(
+            self.m, self.n, self.k, self.batch, self.activations, self.a_scales, self.b_scales,
+            self.store() == "tma", self.tree.halves_columns(),
+        )  # fmt: skip
+
+
+def make_plan(request: GemmRequest, arch: str, sms: int) -> Sm90GemmPlan:
+    """The plan of a request.
+
+    Raises:
+        UnsupportedError: there is no dense GEMM kernel for this architecture here.
+    """
+    if arch != "sm_90a":
+        raise UnsupportedError(f"the Hopper GEMM for {arch}", "sm_90a", "use the backend of this device")
+    config = sm90.choose(request.shape(), sms, request.batch_invariant)
+    store = request.store()
+    if config.swap_ab and store == "pairs":
+        store = "elements"
+    return Sm90GemmPlan(
+        arch, config, request.tree, request.out_dtype, store, request.activations, request.a_scales, request.b_scales
+    )
+
+
+@dataclass(frozen=True)
+class PlannedGemm:
+    """A plan with the problem it was chosen for."""
+
+    request: GemmRequest
+    plan: Sm90GemmPlan
+    sms: int
+    padded_from: int
+
+    def explain(self) -> str:
+        """What runs and why: tiles, splits, waves, padding, budgets."""
+        r, c = self.request, self.plan.config
+        rows_m, rows_n = (r.n, r.m) if c.swap_ab else (r.m, r.n)
+        tiles = -(-rows_m // c.tile_m) * -(-rows_n // c.tile_n) * r.batch
+        kind = "W4A4" if r.activations == "nvfp4" else f"W4A16 ({r.activations})"
+        lines = [
+            f"{kind} {r.m}x{r.n}x{r.k}, batch {r.batch}, D {r.out_dtype} stored by {self.plan.store}",
+            f"tile {c.tile_m}x{c.tile_n}x{c.tile_k}, {'B' if c.swap_ab else 'A'} decoded in registers to {c.decode_to}",
+            f"{tiles} tiles x {c.splits} splits of K on {self.sms} SMs: {tiles * c.splits / self.sms:.2f} waves",
+            f"estimate {sm90.estimate(c, r.shape(), self.sms):.0f} clocks",
+        ]
+        if self.padded_from != r.k:
+            lines.append(f"K = {self.padded_from} is padded to {r.k}: rows of codes are copied once per call")
+        return "\n".join([*lines, sm90_budget_table(c, *self.plan.operands(), self.plan.store == "tma")])
+
+
+_plans: dict[tuple, tuple[Sm90GemmPlan, int]] = {}
+
+
+def _planned(request: GemmRequest, device: torch.device) -> tuple[Sm90GemmPlan, int]:
+    key = (request, device, target(device))
+    found = _plans.get(key)
+    if found is None:
+        sms = sm_count(device)
+        found = _plans[key] = make_plan(request, arch_of(device), sms), sms
+    return found
+
+
+def _padded_codes(codes: torch.Tensor) -> torch.Tensor:
+    """Rows of codes up to a multiple of 64 elements."""
+    missing = -codes.shape[-1] % (K_BLOCK // 2)
+    return torch.nn.functional.pad(codes, (0, missing)) if missing else codes
+
+
+def _scales(operand: Nvfp4Operand) -> torch.Tensor:
+    """Tiled: flat bytes. Compact: (L, rows, K/16) bytes, padded to a multiple of 4 columns."""
+    raw = operand.block_scales.view(torch.uint8)
+    if operand.scale_layout == "tiled":
+        return raw.reshape(-1)
+    missing = -raw.shape[-1] % (K_BLOCK // BLOCK)
+    raw = torch.nn.functional.pad(raw, (0, missing)) if missing else raw
+    return raw if raw.dim() == 3 else raw[None]
+
+
+def _run(tensors: list[torch.Tensor], leaves: list[torch.Tensor], d, request: GemmRequest) -> None:
+    plan, sms = _planned(request, d.device)
+    arguments = [d, *leaves]
+    if plan.config.splits > 1:
+        arguments += _split_workspace(plan, request, d.device)
+    kernel_cache.get(plan)(*tensors, tuple(arguments), sms)
+
+
+def _split_workspace(plan: Sm90GemmPlan, r: GemmRequest, device: torch.device) -> list[torch.Tensor]:
+    """Partial sums and counters of a plan that splits K."""
+    c = plan.config
+    rows_m, rows_n = (r.n, r.m) if c.swap_ab else (r.m, r.n)
+    slots = -(-rows_m // c.tile_m) * -(-rows_n // c.tile_n) * r.batch * c.consumer_groups
+    shape = (c.splits, slots, c.m_atoms * c.tile_n // 2, 128)
+    count = shape[0] * shape[1] * shape[2] * shape[3]
+    space = workspace.get(device, scratch_bytes=4 * count, semaphores=slots)
+    return [space.partials[:count].view(shape), space.semaphores[:slots]]
+
+
+# ---------------------------------------------------------------- operators
+
+_trees: dict[str, Epilogue] = {}
+"""Trees that users composed, by the name that the operator gets."""
+
+
+def _default_text(constants: tuple[int, ...], alphas: tuple[str, str], bias, activation, c, beta: float) -> str:
+    """The default tree as an operator's argument; `_tree` reads it."""
+    factors = "*".join([str(m) for m in constants])
+    return f"default;{factors};{alphas[0]};{alphas[1]};{bias};{activation};{c};{beta!r}"
+
+
+@cache
+def _tree(text: str) -> Epilogue:
+    """The tree that a text stands for."""
+    if text in _trees:
+        return _trees[text]
+    _, factors, alpha_a, alpha_b, *optional, beta = text.split(";")
+    maxima = [int(m) for m in factors.split("*")]
+    constant = gemm_constant(*maxima) if len(maxima) == 2 else _weight_constant(*maxima)
+    bias, activation, c = (None if part == "None" else part for part in optional)
+    return default_epilogue(constant, alpha_a, alpha_b, bias, activation, c, float(beta))
+
+
+def _weight_constant(e4m3_max: int) -> float:
+    """fl32(1 / (6 * e4m3_max)): what one operand's outer amax leaves behind."""
+    return float(torch.ones(()) / numerator(e4m3_max))
+
+
+def _gemm_into(a, a_scales, b, b_scales, leaves, d, tree: str, activations: str, batch_invariant: bool) -> None:
+    """Run on 3-D operands; `leaves` are in the order of the tree's leaves and sinks."""
+    l, m, _ = a.shape
+    request = GemmRequest(
+        m,
+        b.shape[1],
+        b.shape[2] * 2,
+        l,
+        _NAMES[d.dtype],
+        activations,
+        "tiled" if a_scales.dim() == 1 else "compact",
+        "tiled" if b_scales.dim() == 1 else "compact",
+        _tree(tree),
+        d.data_ptr() % 16 == 0,
+        batch_invariant,
+    )
+    _run([a, a_scales, b, b_scales], list(leaves), d, request)
+
+
+gemm_into = Operator(
+    "gemm_sm90_into(Tensor a, Tensor a_scales, Tensor b, Tensor b_scales, Tensor[] leaves, Tensor(a!) d, str tree, "
+    "str activations, bool batch_invariant) -> ()",
+    _gemm_into,
+)
+
+
+def _batched(t: torch.Tensor, dims: int) -> torch.Tensor:
+    """With a batch axis in front, if it has none."""
+    return t[None] if t.dim() == dims - 1 else t
+
+
+_LEAF_DIMS = {"alpha_a": 0, "alpha_b": 0, "bias": 2, "c": 3}
+"""0: already has a batch axis."""
+
+
+def _amax(operand: Nvfp4Operand) -> torch.Tensor:
+    """(L,) per tensor, (L, rows) per token."""
+    return operand.amax if operand.batch_shape else operand.amax[None]
+
+
+def _leaves(named: dict[str, torch.Tensor | None], dims: dict[str, int]) -> list[torch.Tensor]:
+    """The tensors that are there, in the order of their names (which is the tree's), each with a batch axis."""
+    return [_batched(named[name], dims[name]) for name in sorted(named) if named[name] is not None]
+
+
+def _bias(bias: torch.Tensor | None, batch: int) -> torch.Tensor | None:
+    return None if bias is None else bias[None].expand(batch, -1).contiguous()
+
+
+def gemm(
+    a: Nvfp4Operand,
+    b: Nvfp4Operand,
+    *,
+    bias: torch.Tensor | None = None,
+    activation: str | None = None,
+    c: torch.Tensor | None = None,
+    beta: float = 1.0,
+    out_dtype: torch.dtype = torch.bfloat16,
+    out: torch.Tensor | None = None,
+    batch_invariant: bool = False,
+) -> torch.Tensor:
+    """D = activation(z + bias) + beta * C, as `cutefp4.gemm` defines it, with the arguments already checked there."""
+    batch = a.batch_shape[0] if a.batch_shape else 1
+    d = torch.empty(*a.batch_shape, a.rows, b.rows, dtype=out_dtype, device=a.device) if out is None else out
+    text = _default_text(
+        (a.e4m3_max, b.e4m3_max),
+        ("row" if a.scaling == "token" else "scalar", "column" if b.scaling == "token" else "scalar"),
+        None if bias is None else _NAMES[bias.dtype],
+        activation,
+        None if c is None or beta == 0 else _NAMES[c.dtype],
+        beta,
+    )
+    named = {"alpha_a": _amax(a), "alpha_b": _amax(b), "bias": _bias(bias, batch), "c": c if beta else None}
+    if 0 in d.shape:
+        return d
+    gemm_into(
+        _batched(_padded_codes(a.codes), 3),
+        _scales(a),
+        _batched(_padded_codes(b.codes), 3),
+        _scales(b),
+        _leaves(named, _LEAF_DIMS),
+        _batched(d, 3),
+        text,
+        "nvfp4",
+        batch_invariant,
+    )
+    return d
+
+
+def gemm_a16(
+    x: torch.Tensor,
+    w: Nvfp4Operand,
+    *,
+    bias: torch.Tensor | None = None,
+    activation: str | None = None,
+    out: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    batch_invariant: bool = False,
+) -> torch.Tensor:
+    """Y = activation(x W^T + bias) with 16-bit activations and an NVFP4 weight.
+
+        z[i, j] = (1 / (6 * e4m3_max)) * (amax_w[j] * sum_k x[i, k] * (e2m1 * e4m3)[j, k])     each product rounded to
+        fp32
+
+    Args:
+        x: (M, K) bfloat16 or float16, contiguous, K a multiple of 64.
+        w: (N, K) operand; per-tensor or per-row amax.
+        bias: (N,) or None. out: (M, N). out_dtype: bfloat16, float16 or float32; x's by default.
+
+    Raises:
+        OperandError: shapes or dtypes that do not fit.
+    """
+    if x.dtype not in (torch.bfloat16, torch.float16) or x.dim() != 2 or not x.is_contiguous() or x.data_ptr() % 16:
+        raise OperandError(
+            f"activations {x.dtype} {tuple(x.shape)}, strides {x.stride()}",
+            "a contiguous, 16-byte aligned (M, K) tensor of bfloat16 or float16",
+            "convert or copy it",
+        )
+    if w.batch_shape or x.shape[1] != w.k or w.k % K_BLOCK:
+        raise OperandError(
+            f"activations (M, {x.shape[1]}) and weight of batch {w.batch_shape}, ({w.rows}, {w.k})",
+            f"the same K, a multiple of {K_BLOCK}, and no batch",
+            f"pad both with zeros to K = {round_up(max(w.k, 1), K_BLOCK)} before quantising",
+        )
+    d = torch.empty(x.shape[0], w.rows, dtype=out_dtype or x.dtype, device=x.device) if out is None else out
+    alpha_b = "column" if w.scaling == "token" else "scalar"
+    bias_dtype = None if bias is None else _NAMES[bias.dtype]
+    text = _default_text((w.e4m3_max,), ("none", alpha_b), bias_dtype, activation, None, 1.0)
+    if 0 in d.shape:
+        return d
+    unused = w.block_scales.view(torch.uint8).reshape(-1)
+    leaves = _leaves({"alpha_b": _amax(w), "bias": _bias(bias, 1)}, _LEAF_DIMS)
+    gemm_into(x[None], unused, w.codes[None], _scales(w), leaves, d[None], text, _NAMES[x.dtype], batch_invariant)
+    return d
+
+
+def gemm_tree(
+    a: Nvfp4Operand,
+    b: Nvfp4Operand,
+    tree: Epilogue,
+    tensors: dict[str, torch.Tensor],
+    *,
+    out_dtype: torch.dtype = torch.bfloat16,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """A product with an epilogue that the caller composed (`cutefp4.epilogue.epilogue`).
+
+    Args:
+        tensors: the tree's leaves and sinks by name: Row (M,), Column (N,), Scalar (1,), Tile and Store (M, N), RowAmax
+        (M,),
+            ColumnAmax (N,), with L in front in a batch. Amax sinks must hold 0 or a running maximum.
+
+    Raises:
+        OperandError: a tensor that is missing, not asked for, or of another shape, dtype or device than declared.
+    """
+    batch = a.batch_shape or (1,)
+    columns = b.rows // 2 if tree.halves_columns() else b.rows
+    d = torch.empty(*a.batch_shape, a.rows, columns, dtype=out_dtype, device=a.device) if out is None else out
+    wanted = {node.name: node for node in (*tree.leaves(), *tree.sinks)}
+    if set(wanted) != set(tensors):
+        raise OperandError(
+            f"epilogue tensors {sorted(tensors)}", f"{sorted(wanted)}", "pass exactly the tensors that the tree names"
+        )
+    sizes = {
+        trees.Row: (a.rows,), trees.Column: (b.rows,), trees.Scalar: (), trees.Tile: (a.rows, b.rows),
+        trees.Store: (a.rows, b.rows), trees.RowAmax: (a.rows,), trees.ColumnAmax: (b.rows,),
+    }  # fmt: skip
+    leaves = []
+    for name, node in wanted.items():
+        shape, t = (*batch, *sizes[type(node)]), tensors[name]
+        dtype = getattr(torch, getattr(node, "dtype", "float32"))
+        if t.numel() != torch.Size(shape).numel() or t.dtype != dtype or t.device != a.device or not t.is_contiguous():
+            raise OperandError(
+                f"epilogue tensor {name!r}: {t.dtype} {tuple(t.shape)} on {t.device}",
+                f"a contiguous {dtype} of shape {shape[0 if a.batch_shape else 1 :]} on {a.device}",
+                f"pass {name} as declared, or declare it otherwise",
+            )
+        leaves.append(t.view(shape))
+    name = f"tree;{hash(tree)}"
+    _trees[name] = tree
+    gemm_into(
+        _batched(_padded_codes(a.codes), 3), _scales(a), _batched(_padded_codes(b.codes), 3), _scales(b),
+        leaves, _batched(d, 3), name, "nvfp4", False,
+    )  # fmt: skip
+    return d
+
+
+def gemm_plan(a: Nvfp4Operand | torch.Tensor, b: Nvfp4Operand, tree: Epilogue, out_dtype=torch.bfloat16) -> PlannedGemm:
+    """What `gemm` (or with a 16-bit tensor as `a`, `gemm_a16`) would run for these operands and this epilogue."""
+    is_a16 = isinstance(a, torch.Tensor)
+    request = GemmRequest(
+        a.shape[0] if is_a16 else a.rows,
+        b.rows,
+        round_up(b.k, K_BLOCK),
+        b.batch_shape[0] if b.batch_shape else 1,
+        _NAMES[out_dtype],
+        _NAMES[a.dtype] if is_a16 else "nvfp4",
+        "tiled" if is_a16 else a.scale_layout,
+        b.scale_layout,
+        tree,
+    )
+    plan, sms = _planned(request, b.device)
+    return PlannedGemm(request, plan, sms, b.k)
