@@ -16,7 +16,7 @@ from cutefp4.errors import OperandError
 from cutefp4.format import BLOCK, E4M3_MAX
 from cutefp4.plan import Plan
 from cutefp4.recipe import QuantRecipe
-from cutefp4.scale_layout import round_up
+from cutefp4.scale_layout import TILE_COLS, round_up
 
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
@@ -96,7 +96,8 @@ def row_shape(n: int, element_bytes: int) -> dict:
 
     The fewest idle threads win, then the most blocks per thread (more loads in flight, fewer reductions).
     """
-    blocks, most = n // BLOCK, MAX_ROW_BLOCKS[element_bytes]
+    # Whole scale tiles, so that padded columns have a thread that clears them.
+    blocks, most = round_up(n // BLOCK, TILE_COLS), MAX_ROW_BLOCKS[element_bytes]
     if blocks <= 32:
         threads = 1
         while threads < blocks:
@@ -150,6 +151,14 @@ class CastTilesPlan(Plan):
     vector_bytes: int = 16
     partial_columns: bool = False
     grouped: bool = False
+
+    @property
+    def ctas_per_sm(self) -> int:
+        """CTAs that must fit into the registers of an SM, as many as leave no spills; 0 leaves it open."""
+        plain = self.math.rounding == "nearest" and self.math.four_over_six == "none"
+        if not plain:
+            return 0
+        return 3 if self.token or self.grouped else 4
 
     @property
     def tile_columns(self) -> int:

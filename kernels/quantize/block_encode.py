@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from cutlass import Boolean, Float32, Uint32
 
 from cutefp4.kernels.common import ptx
-from cutefp4.kernels.common.e2m1_encode import encode_nearest, encode_stochastic
+from cutefp4.kernels.common.e2m1_encode import encode_nearest, encode_stochastic, with_signs
 from cutefp4.kernels.quantize.block_scale import Outer, block_scale, outer_of
 from cutefp4.kernels.quantize.four_over_six import Candidate, candidates, line_error
+from cutefp4.kernels.quantize.input_block import Values
 from cutefp4.quant_plan import BlockMath
 
 
@@ -28,14 +29,15 @@ def make_outer(amax: Float32, math: BlockMath) -> Outer:
     return outer_of(amax, "te" if math.four_over_six != "none" else math.arithmetic, math.e4m3_max)
 
 
-def encode_values(x: list[Float32], multiplier: Float32, math: BlockMath, arch: str, random) -> tuple[Uint32, Uint32]:
+def encode_values(v: Values, multiplier: Float32, math: BlockMath, arch: str, random) -> tuple[Uint32, Uint32]:
     """The two words of codes; `random`: four Philox words if the recipe rounds stochastically."""
+    halves = (v.x[:8], v.x[8:])
     if math.rounding == "stochastic":
-        return (
-            encode_stochastic(x[:8], multiplier, random[:2]),
-            encode_stochastic(x[8:], multiplier, random[2:]),
+        return tuple(
+            encode_stochastic(x, multiplier, signs, random[2 * i : 2 * i + 2])
+            for i, (x, signs) in enumerate(zip(halves, v.signs, strict=True))
         )
-    return encode_nearest(x[:8], multiplier, arch), encode_nearest(x[8:], multiplier, arch)
+    return tuple(encode_nearest(x, multiplier, signs, arch) for x, signs in zip(halves, v.signs, strict=True))
 
 
 def both_errors(x: list[Float32], outer: Outer, pair, math: BlockMath, arch: str):
@@ -48,26 +50,29 @@ def _choose(four: Boolean, six: Candidate, other: Candidate) -> tuple[Uint32, Fl
     return ptx.select(four, other.byte, six.byte), ptx.select(four, other.multiplier, six.multiplier)
 
 
-def encode_block(x: list[Float32], bamax: Float32, outer: Outer, math: BlockMath, arch: str, random=None) -> Encoded:
+def encode_block(v: Values, bamax: Float32, outer: Outer, math: BlockMath, arch: str, random=None) -> Encoded:
     """A 1x16 block by itself."""
     if math.four_over_six == "none":
         byte, multiplier = block_scale(bamax, outer, math.arithmetic)
-        return Encoded(byte, *encode_values(x, multiplier, math, arch, random))
+        return Encoded(byte, *encode_values(v, multiplier, math, arch, random))
     pair = candidates(bamax, outer)
-    (error6, low6, high6), (error4, low4, high4) = both_errors(x, outer, pair, math, arch)
+    (error6, *codes6), (error4, *codes4) = both_errors(v.x, outer, pair, math, arch)
     four = error4 < error6
     byte, multiplier = _choose(four, *pair)
     if math.rounding == "stochastic":
-        return Encoded(byte, *encode_values(x, multiplier, math, arch, random))
-    return Encoded(byte, ptx.select(four, low4, low6), ptx.select(four, high4, high6))
+        return Encoded(byte, *encode_values(v, multiplier, math, arch, random))
+    codes = [ptx.select(four, a, b) for a, b in zip(codes4, codes6, strict=True)]
+    if arch == "sm_90a":
+        codes = [with_signs(c, signs) for c, signs in zip(codes, v.signs, strict=True)]
+    return Encoded(byte, *codes)
 
 
 def encode_line(
-    x: list[Float32], tile_amax: Float32, four: Boolean | None, outer: Outer, math: BlockMath, arch: str, random=None
+    v: Values, tile_amax: Float32, four: Boolean | None, outer: Outer, math: BlockMath, arch: str, random=None
 ) -> Encoded:
     """One line of a 16x16 block, whose amax and 4over6 choice the tile has made."""
     if math.four_over_six == "none":
         byte, multiplier = block_scale(tile_amax, outer, math.arithmetic)
     else:
         byte, multiplier = _choose(four, *candidates(tile_amax, outer))
-    return Encoded(byte, *encode_values(x, multiplier, math, arch, random))
+    return Encoded(byte, *encode_values(v, multiplier, math, arch, random))

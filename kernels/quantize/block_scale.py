@@ -9,6 +9,14 @@ Single IEEE fp32 operations in this order; NUM = 6 * e4m3_max, c6 = fl(1/6):
                 s = e4m3(clamp(fl(fl(bamax / 6) / p), 2^-6, 448));    m = fl(min(fl(1 / p), FLT_MAX) / s)
 
 What depends on A alone (`Outer`) is computed once per row or tensor, the rest once per block.
+
+The divisions per block have no branches, so that the blocks of a thread overlap:
+
+    1 / p       MUFU.RCP and one Newton step, as the compiler's own division does for arguments in range; p is brought
+                into range by a power of two that depends on A
+    S_enc / s   s has 126 nonzero values, for which the same step gives fl(1/s) from any start within 2 ulps (checked);
+                then q = S_enc * fl(1/s) and one residual step round correctly (Markstein). S_enc is scaled by 2^64,
+                so that no residual underflows.
 """
 
 from dataclasses import dataclass
@@ -33,12 +41,14 @@ class Outer:
         s_enc: the encode scale; torchao: p.
         block_factor: fl(S_enc * c6).
         s_dec: fl(1 / S_enc); torchao: min(fl(1 / p), FLT_MAX).
+        rescale: 2^64 if s_dec is so small that scale * s_dec may be subnormal, else 1.
     """
 
     amax: Float32
     s_enc: Float32
     block_factor: Float32
     s_dec: Float32
+    rescale: Float32
 
 
 def encode_scale_of(amax: Float32, e4m3_max: int) -> Float32:
@@ -52,10 +62,32 @@ def outer_of(amax: Float32, arithmetic: str, e4m3_max: int) -> Outer:
     if arithmetic == "torchao":
         p = ptx.div(amax, Float32(numerator(e4m3_max)))
         p = ptx.select((p == Float32(0.0)) | (amax > Float32(FLT_MAX)), Float32(1.0), p)
-        return Outer(amax, p, p, ptx.fmin(ptx.reciprocal(p), Float32(FLT_MAX)))
+        return Outer(amax, p, p, ptx.fmin(ptx.reciprocal(p), Float32(FLT_MAX)), Float32(1.0))
     floored = ptx.fmax(amax, Float32(PER_TOKEN_FLOOR)) if arithmetic == "per_token" else amax
     s_enc = encode_scale_of(floored, e4m3_max)
-    return Outer(amax, s_enc, ptx.mul(s_enc, ptx.from_bits(Uint32(_SIXTH))), ptx.reciprocal(s_enc))
+    s_dec = ptx.reciprocal(s_enc)
+    rescale = ptx.select(s_dec < Float32(2.0**-60), Float32(2.0**64), Float32(1.0))
+    return Outer(amax, s_enc, ptx.mul(s_enc, ptx.from_bits(Uint32(_SIXTH))), s_dec, rescale)
+
+
+def _newton_reciprocal(p: Float32) -> Float32:
+    """fl(1 / p) for p in 2^-124 .. 2^125; Inf or NaN for 0."""
+    text = "{ .reg .f32 r, e; rcp.approx.ftz.f32 r, $1; neg.f32 e, $1; fma.rn.f32 e, e, r, 0f3F800000; fma.rn.f32 $0, r, e, r; }"
+    return ptx.asm(text, Float32, p)
+
+
+def multiplier_of(scale: Float32, outer: Outer) -> Float32:
+    """min(fl(1 / fl(scale * S_dec)), FLT_MAX); FLT_MAX for a scale of 0."""
+    p = ptx.mul(ptx.mul(scale, outer.s_dec), outer.rescale)
+    return ptx.fmin(ptx.mul(_newton_reciprocal(p), outer.rescale), Float32(FLT_MAX))
+
+
+def _divide_by_scale(s_enc: Float32, scale: Float32) -> Float32:
+    """fl(S_enc / scale) for S_enc <= 2^60 and an E4M3 scale; NaN for a scale of 0."""
+    r = _newton_reciprocal(scale)
+    lifted = ptx.mul(s_enc, Float32(2.0**64))
+    q = ptx.mul(lifted, r)
+    return ptx.mul(ptx.fma(ptx.fma(-q, scale, lifted), r, q), Float32(2.0**-64))
 
 
 def block_scale(bamax: Float32, outer: Outer, arithmetic: str) -> tuple[Uint32, Float32]:
@@ -67,5 +99,5 @@ def block_scale(bamax: Float32, outer: Outer, arithmetic: str) -> tuple[Uint32, 
     byte = encode_scale(ptx.mul(bamax, outer.block_factor))
     scale = scale_value(byte)
     if arithmetic == "te":
-        return byte, ptx.fmin(ptx.reciprocal(ptx.mul(scale, outer.s_dec)), Float32(FLT_MAX))
-    return byte, ptx.select(scale == Float32(0.0), Float32(0.0), ptx.div(outer.s_enc, scale))
+        return byte, multiplier_of(scale, outer)
+    return byte, ptx.select(scale == Float32(0.0), Float32(0.0), _divide_by_scale(outer.s_enc, scale))

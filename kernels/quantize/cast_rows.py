@@ -31,7 +31,7 @@ from cutefp4.kernels.common import ptx
 from cutefp4.kernels.common.philox import key_schedule, philox
 from cutefp4.kernels.common.scale_layout import column_offset, row_offset
 from cutefp4.kernels.quantize.block_encode import encode_block, make_outer
-from cutefp4.kernels.quantize.input_block import BYTES, DTYPES, block_amax, load_block, unpack
+from cutefp4.kernels.quantize.input_block import BYTES, DTYPES, block_amax, load_block, positive_nans, unpack_row
 from cutefp4.kernels.quantize.swiglu import load_gated
 from cutefp4.quant_plan import CastRowsPlan
 
@@ -111,7 +111,8 @@ def encode_chunk(plan: CastRowsPlan, io: RowsIo, loaded: list, row: Int32, first
         if plan.math.rounding == "stochastic":
             random = philox((*io.counter, Uint32(b), Uint32(row)), io.keys)
         bamax = block_amax(words, plan.dtype)
-        done = encode_block(unpack(words, plan.dtype), bamax, outer, plan.math, plan.arch, random)
+        values = unpack_row(positive_nans(words, plan.dtype), plan.dtype)
+        done = encode_block(values, bamax, outer, plan.math, plan.arch, random)
         ptx.store_words(codes_row + Int64(b) * Int64(8), (done.low, done.high), valid)
         where = scales_row + Int64(column_offset(b, plan.scale_layout))
         if tiled:

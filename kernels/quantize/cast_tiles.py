@@ -37,12 +37,26 @@ from cutefp4.kernels.common.scale_layout import column_offset, row_offset
 from cutefp4.kernels.quantize import tile_choice, tile_smem
 from cutefp4.kernels.quantize.block_encode import encode_block, encode_line, make_outer
 from cutefp4.kernels.quantize.block_scale import Outer
-from cutefp4.kernels.quantize.input_block import BYTES, DTYPES, block_amax, load_block, to_float, unpack, values_amax
+from cutefp4.kernels.quantize.input_block import (
+    BYTES,
+    DTYPES,
+    Values,
+    block_amax,
+    column_amaxes,
+    load_block,
+    positive_nans,
+    unpack,
+    unpack_columns,
+    unpack_row,
+    values_amax,
+)
 from cutefp4.kernels.quantize.tile_map import TileRows, in_groups, single
 from cutefp4.quant_plan import CastTilesPlan
 
 THREADS = 256
 GROUPS = 8  # 16-row groups of a tile
+OUTER_BYTES = 32
+"""Shared memory of one outer amax and its factors."""
 
 
 @dataclass(frozen=True)
@@ -111,21 +125,28 @@ def load_tile(plan: CastTilesPlan, io: TileIo) -> list:
         where = io.x + Int64(io.rows.begin + row) * io.x_stride + Int64(column) * Int64(BYTES[plan.dtype])
         inside = io.n - column if plan.partial_columns else None
         valid = (row < io.rows.rows) & (column < io.n)
-        loaded.append(load_block(where, valid, plan.dtype, plan.vector_bytes, inside))
-    return loaded
+        words = load_block(where, valid, plan.dtype, plan.vector_bytes, inside)
+        loaded.append(words)
+    return [positive_nans(words, plan.dtype) for words in loaded]
 
 
 def _outer_vector(plan: CastTilesPlan, amax: Int64, index: Int32, valid, shared: Uint32, slot: Int32) -> None:
-    """Encode factors of one outer amax to a 16-byte slot."""
+    """Encode factors of one outer amax to a slot."""
     value = ptx.from_bits(ptx.load_words(amax + Int64(index) * Int64(4), 1, valid)[0])
     outer = make_outer(value, plan.math)
-    words = tuple(ptx.bits(v) for v in (outer.amax, outer.s_enc, outer.block_factor, outer.s_dec))
-    ptx.store_shared(shared + Uint32(slot) * Uint32(16), words)
+    words = tuple(ptx.bits(v) for v in (outer.s_enc, outer.block_factor, outer.s_dec, outer.rescale))
+    where = shared + Uint32(slot) * Uint32(OUTER_BYTES)
+    ptx.store_shared(where, words)
+    ptx.store_shared(where + Uint32(16), (ptx.bits(outer.amax),))
 
 
-def read_outer(shared: Uint32, slot: Int32) -> Outer:
-    """The factors that `_outer_vector` stored."""
-    return Outer(*(ptx.from_bits(w) for w in ptx.load_shared(shared + Uint32(slot) * Uint32(16), 4)))
+def read_outer(plan: CastTilesPlan, shared: Uint32, slot: Int32) -> Outer:
+    """The factors that `_outer_vector` stored; the amax itself only for 4over6, the one that uses it."""
+    where = shared + Uint32(slot) * Uint32(OUTER_BYTES)
+    rest = [ptx.from_bits(w) for w in ptx.load_shared(where, 4)]
+    fours = plan.math.four_over_six != "none"
+    amax = ptx.from_bits(ptx.load_shared(where + Uint32(16), 1)[0]) if fours else rest[0]
+    return Outer(amax, *rest)
 
 
 def scalar_outer(plan: CastTilesPlan, amax: Int64, io: TileIo) -> Outer:
@@ -150,87 +171,131 @@ def fill_outers(plan: cutlass.Constexpr, io: cutlass.Constexpr, shared: cutlass.
             _outer_vector(plan, io.col_amax, io.rows.group * io.n + column, valid, shared.outers, io.tid)
 
 
-def store_row_block(plan: CastTilesPlan, io: TileIo, done, row: Int32, block: Int32) -> None:
-    """Codes and scale of block `block` of local row `row` of the rowwise copy."""
-    blocks, tiled = io.n // 16, plan.scale_layout == "tiled"
-    valid = (row < io.rows.rows) & (block < blocks)
-    global_row = io.rows.begin + row
-    where = io.row_codes + (Int64(global_row) * Int64(blocks) + Int64(block)) * Int64(8)
-    ptx.store_words(where, (done.low, done.high), valid)
-    if tiled:
-        scale_row = io.rows.scale_row - io.rows.local + row
-        where = io.row_scales + row_offset(scale_row, blocks, "tiled") + Int64(column_offset(block, "tiled"))
-        ptx.store_byte(where, ptx.select(valid, done.scale, Uint32(0)), block < (blocks + 3) // 4 * 4)
-    else:
-        where = io.row_scales + Int64(global_row) * Int64(blocks) + Int64(block)
-        ptx.store_byte(where, done.scale, valid)
+@dataclass(frozen=True)
+class Sink:
+    """Where this thread's first block of a copy goes; the others lie at constant distances (`Steps`)."""
+
+    codes: Int64
+    scales: Int64
 
 
-def store_column_block(plan: CastTilesPlan, io: TileIo, done, column: Int32, group: Int32) -> None:
-    """Codes and scale of 16-row group `group` (counted from the matrix's or group's first row) of a column."""
-    blocks, tiled = io.rows.rows_k // 16, plan.scale_layout == "tiled"
-    valid = (column < io.n) & (group < blocks)
-    where = io.col_codes + Int64(column) * io.col_stride + Int64(io.rows.k_start // 2) + Int64(group) * Int64(8)
-    ptx.store_words(where, (done.low, done.high), valid)
-    if tiled:
-        padded_n = (io.n + 127) // 128 * 128
-        start = Int64(padded_n) * Int64(io.rows.k_start // 16)
-        where = io.col_scales + start + row_offset(column, blocks, "tiled") + Int64(column_offset(group, "tiled"))
-        inside = (column < padded_n) & (group < (blocks + 3) // 4 * 4)
-        ptx.store_byte(where, ptx.select(valid, done.scale, Uint32(0)), inside)
+@dataclass(frozen=True)
+class Steps:
+    """Bytes from this thread's first block to a later one."""
+
+    codes: Int64
+    scales: Int64
+
+
+def row_sink(plan: CastTilesPlan, io: TileIo) -> Sink:
+    """Of the rowwise copy."""
+    r, b = row_item(plan, io.tid, 0)
+    blocks, block = io.n // 16, io.first_column // 16 + b
+    index = Int64(io.rows.begin + io.rows.local + r) * Int64(blocks) + Int64(block)
+    if plan.scale_layout == "compact":
+        return Sink(io.row_codes + index * Int64(8), io.row_scales + index)
+    scales = io.row_scales + row_offset(io.rows.scale_row + r, blocks, "tiled") + Int64(column_offset(block, "tiled"))
+    return Sink(io.row_codes + index * Int64(8), scales)
+
+
+def row_step(plan: CastTilesPlan, io: TileIo, j: int) -> Steps:
+    """To block j: a multiple of 32 rows further, which is 4 bytes per 32 rows within a scale tile."""
+    rows = j * (THREADS // blocks_per_row(plan))
+    blocks = Int64(rows) * Int64(io.n // 16)
+    return Steps(blocks * Int64(8), Int64(rows // 32 * 4) if plan.scale_layout == "tiled" else blocks)
+
+
+def column_sink(plan: CastTilesPlan, io: TileIo) -> Sink:
+    """Of the columnwise copy."""
+    g, in_tile = column_item(plan, io.tid, 0, 0)
+    column, group = io.first_column + in_tile, io.rows.local // 16 + g
+    codes = io.col_codes + Int64(column) * io.col_stride + Int64(io.rows.k_start // 2) + Int64(group) * Int64(8)
+    if plan.scale_layout == "compact":
+        where = Int64(column) * (io.col_stride // Int64(8)) + Int64(io.rows.k_start // 16 + group)
     else:
-        where = io.col_scales + Int64(column) * (io.col_stride // Int64(8)) + Int64(io.rows.k_start // 16 + group)
-        ptx.store_byte(where, done.scale, valid)
+        start = Int64((io.n + 127) // 128 * 128) * Int64(io.rows.k_start // 16)
+        where = start + row_offset(column, io.rows.rows_k // 16, "tiled") + Int64(column_offset(group, "tiled"))
+    return Sink(codes, io.col_scales + where)
+
+
+def column_step(plan: CastTilesPlan, io: TileIo, j: int, i: int) -> Steps:
+    """To column i of item j; the first item's column pair never crosses a multiple of 32."""
+    columns = j * column_stride(plan) + i
+    if plan.scale_layout == "tiled":
+        scales = Int64(j * column_stride(plan) // 32 * 4 + i * 16)
+    else:
+        scales = Int64(columns) * (io.col_stride // Int64(8))
+    return Steps(Int64(columns) * io.col_stride, scales)
+
+
+def store_block(plan: CastTilesPlan, sink: Sink, step: Steps, done, valid, padded) -> None:
+    """Codes and scale of a block; `padded`: the tiled layout has a byte for it, zero if it is not valid."""
+    ptx.store_words(sink.codes + step.codes, (done.low, done.high), valid)
+    if plan.scale_layout == "tiled":
+        ptx.store_byte(sink.scales + step.scales, ptx.select(valid, done.scale, Uint32(0)), padded)
+    else:
+        ptx.store_byte(sink.scales + step.scales, done.scale, valid)
 
 
 def encode_rows(plan: CastTilesPlan, io: TileIo, shared: Shared, loaded: list, random: Random, outer) -> None:
     """Encode the blocks in registers and store them in the rowwise copy."""
+    sink, blocks = row_sink(plan, io), io.n // 16
     for j, words in enumerate(loaded):
         r, b = row_item(plan, io.tid, j)
         row, block = io.rows.local + r, io.first_column // 16 + b
-        mine = read_outer(shared.outers, r) if plan.token else outer
-        x, words4 = unpack(words, plan.dtype), random.words(plan, block, row)
+        mine = read_outer(plan, shared.outers, r) if plan.token else outer
+        values, words4 = unpack_row(words, plan.dtype), random.words(plan, block, row)
         if plan.block == "1d":
-            done = encode_block(x, block_amax(words, plan.dtype), mine, plan.math, plan.arch, words4)
+            done = encode_block(values, block_amax(words, plan.dtype), mine, plan.math, plan.arch, words4)
         else:
             amax, four = tile_choice.read(plan, shared.choice, r // 16, b)
-            done = encode_line(x, amax, four, mine, plan.math, plan.arch, words4)
-        store_row_block(plan, io, done, row, block)
+            done = encode_line(values, amax, four, mine, plan.math, plan.arch, words4)
+        valid = (row < io.rows.rows) & (block < blocks)
+        store_block(plan, sink, row_step(plan, io, j), done, valid, block < (blocks + 3) // 4 * 4)
 
 
-def column_values(plan: CastTilesPlan, words: list[Uint32]) -> list[list[Float32]]:
-    """The 16 values of each column (two of 16-bit data, one of fp32) in 16 words."""
-    if plan.dtype == "float32":
-        return [unpack(words, plan.dtype)]
-    both = unpack(words, plan.dtype)
-    return [both[0::2], both[1::2]]
+def column_stride(plan: CastTilesPlan) -> int:
+    """Columns from one of a thread's column items to the next."""
+    return THREADS // 32 * 16 // BYTES[plan.dtype]
 
 
-def column_item(plan: CastTilesPlan, tid: Int32, j: int) -> tuple[Int32, Int32, Int32]:
-    """(16-row group, chunk of 16 bytes, word of the chunk) of this thread's column item j."""
-    return (tid // 4) % GROUPS, tid // 32 + Int32(j * (THREADS // 32)), tid % 4
+def column_item(plan: CastTilesPlan, tid: Int32, j: int, i: int) -> tuple[Int32, Int32]:
+    """(16-row group, column of the tile) of column i of this thread's item j."""
+    per_word = 4 // BYTES[plan.dtype]
+    column = (tid // 32 * 4 + tid % 4) * per_word
+    return (tid // 4) % GROUPS, column + Int32(j * column_stride(plan) + i)
+
+
+def read_item(plan: CastTilesPlan, shared: Shared, tid: Int32, j: int) -> list[Uint32]:
+    """The 16 words of this thread's item j."""
+    chunk = tid // 32 + Int32(j * (THREADS // 32))
+    return tile_smem.read_column(shared.tile, (tid // 4) % GROUPS, chunk, tid % 4)
 
 
 def encode_columns(plan: CastTilesPlan, io: TileIo, shared: Shared, random: Random, outer, factors) -> None:
     """Read columns back, [transform], encode and store them in the columnwise copy."""
-    per_word = 4 // BYTES[plan.dtype]
+    sink, blocks = column_sink(plan, io), io.rows.rows_k // 16
+    padded_n = (io.n + 127) // 128 * 128
     for j in range(2):
-        g, chunk, word = column_item(plan, io.tid, j)
-        words = tile_smem.read_column(shared.tile, g, chunk, word)
-        group = io.rows.local // 16 + g
-        for i, values in enumerate(column_values(plan, words)):
-            in_tile = (chunk * 4 + word) * per_word + Int32(i)
-            column = io.first_column + in_tile
-            mine = read_outer(shared.outers, in_tile + 128) if plan.token else outer
+        words = read_item(plan, shared, io.tid, j)
+        tops = column_amaxes(words, plan.dtype)
+        for i, values in enumerate(unpack_columns(words, plan.dtype)):
+            g, in_tile = column_item(plan, io.tid, j, i)
+            column, group = io.first_column + in_tile, io.rows.local // 16 + g
+            mine = read_outer(plan, shared.outers, in_tile + 128) if plan.token else outer
             words4 = random.words(plan, group, column)
+            top = tops[i]
             if plan.rht != "none":
-                values = transform(values, factors, plan.rht, plan.dtype)
+                values = Values.of(transform(values.x, factors, plan.rht, plan.dtype))
+                top = values_amax(values.x)
             if plan.block == "1d":
-                done = encode_block(values, values_amax(values), mine, plan.math, plan.arch, words4)
+                done = encode_block(values, top, mine, plan.math, plan.arch, words4)
             else:
                 amax, four = tile_choice.read(plan, shared.choice, g, in_tile // 16)
                 done = encode_line(values, amax, four, mine, plan.math, plan.arch, words4)
-            store_column_block(plan, io, done, column, group)
+            valid = (column < io.n) & (group < blocks)
+            padded = (column < padded_n) & (group < (blocks + 3) // 4 * 4)
+            store_block(plan, sink, column_step(plan, io, j, i), done, valid, padded)
 
 
 def row_lines(plan: CastTilesPlan, io: TileIo, loaded: list):
@@ -242,13 +307,11 @@ def row_lines(plan: CastTilesPlan, io: TileIo, loaded: list):
 
 def column_lines(plan: CastTilesPlan, io: TileIo, shared: Shared):
     """The same for the lines of the columnwise copy."""
-    per_word = 4 // BYTES[plan.dtype]
     for j in range(2):
-        g, chunk, word = column_item(plan, io.tid, j)
-        words = tile_smem.read_column(shared.tile, g, chunk, word)
-        for i, values in enumerate(column_values(plan, words)):
-            in_tile = (chunk * 4 + word) * per_word + Int32(i)
-            yield g, in_tile // 16, in_tile % 16, values
+        words = read_item(plan, shared, io.tid, j)
+        for i, values in enumerate(unpack_columns(words, plan.dtype)):
+            g, in_tile = column_item(plan, io.tid, j, i)
+            yield g, in_tile // 16, in_tile % 16, values.x
 
 
 def build(plan: CastTilesPlan):
@@ -294,7 +357,7 @@ def build(plan: CastTilesPlan):
             randoms.append(Random((Uint32(offset), Uint32(offset >> Int64(32))), keys))
         shared = Shared(
             tile=_allocate(tile_smem.TILE_BYTES) if plan.columnwise else Uint32(0),
-            outers=_allocate(16 * 256) if plan.token else Uint32(0),
+            outers=_allocate(OUTER_BYTES * 256) if plan.token else Uint32(0),
             choice=tile_choice.allocate(plan, _allocate) if two_d else None,
         )
         row_outer = col_outer = None
@@ -349,7 +412,14 @@ def build(plan: CastTilesPlan):
         tiles_n = (n + 127) // 128 * (128 // plan.tile_columns)
         cast_tiles_kernel(
             x, row_codes, row_scales, col_codes, col_scales, row_amax, col_amax, random, offs, mask, col_stride
-        ).launch(grid=[tiles_n, tiles_m, 1], block=[THREADS, 1, 1], stream=stream)
+        ).launch(
+            grid=[tiles_n, tiles_m, 1],
+            block=[THREADS, 1, 1],
+            min_blocks_per_mp=plan.ctas_per_sm,
+            # Given because the DSL would otherwise ask a GPU when it compiles.
+            preferred_smem_carveout=100 if plan.columnwise else 0,
+            stream=stream,
+        )
 
     size = BYTES[plan.dtype]
 

@@ -21,11 +21,11 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Float32, Uint32
 
-from cutefp4.format import E2M1_MAX, E4M3_MAX, FLT_MAX, numerator
+from cutefp4.format import E2M1_MAX, E4M3_MAX, numerator
 from cutefp4.kernels.common import ptx
 from cutefp4.kernels.common.e2m1_encode import encode_and_decode, raw_value
 from cutefp4.kernels.common.e4m3_encode import encode_scale, scale_value
-from cutefp4.kernels.quantize.block_scale import Outer
+from cutefp4.kernels.quantize.block_scale import Outer, multiplier_of
 
 _FAST_FACTOR = 2.0**-7
 _SAFE_AMAX = (2.0**-100, 2.0**110)
@@ -47,8 +47,7 @@ def candidates(bamax: Float32, outer: Outer) -> tuple[Candidate, Candidate]:
     for wanted in (base, ptx.mul(base, Float32(1.5))):
         byte = encode_scale(ptx.fmin(wanted, Float32(E4M3_MAX)))
         scale = scale_value(byte)
-        multiplier = ptx.fmin(ptx.reciprocal(ptx.mul(scale, outer.s_dec)), Float32(FLT_MAX))
-        pair.append(Candidate(byte, scale, multiplier))
+        pair.append(Candidate(byte, scale, multiplier_of(scale, outer)))
     return pair[0], pair[1]
 
 
@@ -99,7 +98,7 @@ def _strict_error(
 def line_error(
     x: list[Float32], outer: Outer, candidate: Candidate, metric: str, strict: bool, e4m3_max: int, arch: str
 ) -> tuple[Float32, Uint32, Uint32]:
-    """(error sum, low word, high word of codes) of 16 elements under one candidate."""
+    """(error sum, low word, high word of codes) of 16 elements under one candidate; codes as `encode_and_decode`'s."""
     # q carries 2^-126 on sm_90a; s * 2^126 would overflow, so the product keeps 2^-7.
     scale = ptx.mul(candidate.scale, Float32(_FAST_FACTOR / raw_value(arch)))
     low, magnitudes = encode_and_decode(x[:8], candidate.multiplier, arch)

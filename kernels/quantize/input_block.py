@@ -4,10 +4,15 @@ A block is a list of words: 8 for bfloat16 and float16 (two elements each, the f
 stays packed until it is encoded, which halves the registers of what is in flight.
 """
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+
 import cutlass
 from cutlass import Boolean, Float32, Int32, Int64, Uint32
 
 from cutefp4.kernels.common import ptx
+from cutefp4.kernels.common.e2m1_encode import interleave_signs, signs_of
 
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 DTYPES = {"bfloat16": cutlass.BFloat16, "float16": cutlass.Float16, "float32": cutlass.Float32}
@@ -53,15 +58,60 @@ def to_float(word: Uint32, half: int, dtype: str) -> Float32:
     return ptx.asm(text, Float32, word)
 
 
-def unpack(words: list[Uint32], dtype: str) -> list[Float32]:
-    """The fp32 values of words. Adding -0 changes no value, but makes every NaN positive, as `e2m1_encode` needs it."""
+def positive_nans(words: list[Uint32], dtype: str) -> list[Uint32]:
+    """The same elements with the signs of NaNs cleared: adding -0 changes nothing else."""
     if dtype == "float32":
-        return [ptx.add(ptx.from_bits(w), Float32(-0.0)) for w in words]
-    values = []
-    for word in words:
-        positive = ptx.asm(f"add.rn.{_SHORT[dtype]}x2 $0, $1, $2;", Uint32, word, Uint32(_NEGATIVE_ZEROS))
-        values += [to_float(positive, half, dtype) for half in (0, 1)]
-    return values
+        # Not Float32(-0.0): the DSL gives equal constants one value, and 0.0 == -0.0.
+        zero = ptx.from_bits(Uint32(0x80000000))
+        return [ptx.bits(ptx.add(ptx.from_bits(w), zero)) for w in words]
+    text = f"add.rn.{_SHORT[dtype]}x2 $0, $1, $2;"
+    return [ptx.asm(text, Uint32, w, Uint32(_NEGATIVE_ZEROS)) for w in words]
+
+
+@dataclass(frozen=True)
+class Values:
+    """16 values of a block and the sign words of their halves (see e2m1_encode)."""
+
+    x: list[Float32]
+    signs: tuple[Uint32, Uint32]
+
+    @classmethod
+    def of(cls, x: list[Float32]) -> Values:
+        """Values that were computed."""
+        return cls(x, (signs_of(x[:8]), signs_of(x[8:])))
+
+
+def unpack_row(words: list[Uint32], dtype: str) -> Values:
+    """The values of a block with no negative NaN."""
+    if dtype == "float32":
+        return Values.of([ptx.from_bits(w) for w in words])
+    x = [to_float(word, half, dtype) for word in words for half in (0, 1)]
+    signs = []
+    for a, b, c, d in (words[:4], words[4:]):
+        first, second = ptx.prmt(a, b, 0x7351), ptx.prmt(c, d, 0x7351)
+        signs.append(interleave_signs(ptx.prmt(first, second, 0x5410), ptx.prmt(first, second, 0x7632)))
+    return Values(x, tuple(signs))
+
+
+def unpack_columns(words: list[Uint32], dtype: str) -> list[Values]:
+    """One word from each of 16 rows, with no negative NaN: two columns of 16-bit data, or one of fp32."""
+    if dtype == "float32":
+        return [Values.of([ptx.from_bits(w) for w in words])]
+    signs = [[], []]
+    for rows in (words[:8], words[8:]):
+        even, odd = (
+            (ptx.prmt(r[0], r[2], 0x7351), ptx.prmt(r[4], r[6], 0x7351)) for r in (rows, rows[1:] + rows[:1])
+        )
+        for column, selector in enumerate((0x5410, 0x7632)):
+            signs[column].append(interleave_signs(ptx.prmt(*even, selector), ptx.prmt(*odd, selector)))
+    return [Values([to_float(w, i, dtype) for w in words], tuple(signs[i])) for i in (0, 1)]
+
+
+def unpack(words: list[Uint32], dtype: str) -> list[Float32]:
+    """The fp32 values of words, as they are."""
+    if dtype == "float32":
+        return [ptx.from_bits(w) for w in words]
+    return [to_float(word, half, dtype) for word in words for half in (0, 1)]
 
 
 def pack(values: list[Float32], dtype: str) -> list[Uint32]:
@@ -95,6 +145,14 @@ def packed_amax(words: list[Uint32], dtype: str) -> Uint32:
         pairs = [ptx.max_abs_16x2(a, b, _SHORT[dtype]) for a, b in zip(words[::2], words[1::2], strict=False)]
         words = pairs + (words[len(words) - 1 :] if len(words) % 2 else [])
     return words[0]
+
+
+def column_amaxes(words: list[Uint32], dtype: str) -> list[Float32]:
+    """The amax of each column of 16 words, as `unpack_columns` splits them."""
+    if dtype == "float32":
+        return [values_amax([ptx.from_bits(w) for w in words])]
+    top = packed_amax(words, dtype)
+    return [values_amax([to_float(top, half, dtype)]) for half in (0, 1)]
 
 
 def block_amax(words: list[Uint32], dtype: str) -> Float32:
