@@ -27,6 +27,7 @@ from cutefp4.errors import CompileError
 from cutefp4.plan import Plan
 
 _trace_lock = threading.RLock()
+_compiling_plan = False
 
 # Line information changes no instruction (the SASS is identical with and without it), and lets profilers and the
 # emulator name Python lines.
@@ -100,6 +101,24 @@ def _default_settings(arch: str) -> Iterator[None]:
             setattr(settings, name, value)
 
 
+def compiling_plan() -> bool:
+    """Whether `compile_plan` is at work: what it makes is stored, so nothing may change the DSL's output meanwhile.
+
+    For code that substitutes parts of the DSL (the emulator does, for functions that are compiled inside it).
+    """
+    return _compiling_plan
+
+
+@contextmanager
+def _marked_as_compiling() -> Iterator[None]:
+    global _compiling_plan
+    before, _compiling_plan = _compiling_plan, True
+    try:
+        yield
+    finally:
+        _compiling_plan = before
+
+
 def _plain(text: str) -> str:
     """Without the escape sequences that colour the DSL's diagnostics."""
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
@@ -131,7 +150,8 @@ def compile_plan(plan: Plan) -> CompiledObject:
     """
     import cutlass.cute as cute
 
-    with _trace_lock, tempfile.TemporaryDirectory(prefix="cutefp4-") as scratch, _default_settings(plan.arch):
+    scratch_directory = tempfile.TemporaryDirectory(prefix="cutefp4-")
+    with _trace_lock, scratch_directory as scratch, _default_settings(plan.arch), _marked_as_compiling():
         options = (*_DEFAULT_OPTIONS, f"--gpu-arch {plan.arch}", f"--dump-dir {scratch}", *plan.compile_options())
         try:
             function, arguments = plan.load_builder()(plan)

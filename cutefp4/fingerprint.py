@@ -1,7 +1,7 @@
 """What else decides generated code, besides the plan: our sources, the DSL, the host. One directory of the cache each.
 
-A fingerprint covers the text of every module that a builder can reach inside its package (found by following imports
-from `cutefp4.kernels` and, for a builder of another package, from its module), the installed DSL wheels and the
+A fingerprint covers the text of every module under `cutefp4.kernels` and of what they import from cutefp4 (for a
+builder of another package: of what its module imports from there and from cutefp4), the installed DSL wheels and the
 library of theirs that is loaded, the Python ABI, and the CPU's features (the launch code is compiled for the host).
 """
 
@@ -40,8 +40,8 @@ def _source_of(module: str) -> Path | None:
 
 
 def _imports_of(path: Path, module: str) -> set[str]:
-    """Modules of the same top-level package (or `module.attribute`, which may be a module) that a file imports."""
-    package = module.split(".")[0]
+    """Modules of cutefp4 and of the module's own package that a file imports; names may be modules or attributes."""
+    packages = {"cutefp4", module.split(".")[0]}
     here = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
     found = set()
     for origin, names, plain in _IMPORT.findall(path.read_text()):
@@ -50,21 +50,22 @@ def _imports_of(path: Path, module: str) -> set[str]:
             levels = len(base) - len(base.lstrip("."))
             parent = here[: len(here) - (levels - 1)]
             base = ".".join([*parent, base.lstrip(".")]).rstrip(".")
-        if base.split(".")[0] != package:
+        if base.split(".")[0] not in packages:
             continue
-        if base != package:
+        if base not in packages:
             found.add(base)
         found.update(f"{base}.{name}" for name in re.findall(r"\w+", names))
     return found
 
 
 def reachable_sources(*modules: str) -> dict[str, Path]:
-    """Every source file that can be reached from `modules` by imports inside their top-level packages, by module name.
+    """Every source file of cutefp4 and of their own packages that `modules` reach by imports, by module name.
 
     The packages on the way to a module count as reached, except the top-level one: its `__init__` collects public names
     and imports everything.
     """
-    pending, found, seen = set(modules), {}, {module.split(".")[0] for module in modules} - set(modules)
+    pending, found = set(modules), {}
+    seen = {"cutefp4", *(module.split(".")[0] for module in modules)} - pending
     while pending:
         name = pending.pop()
         seen.add(name)
@@ -101,7 +102,8 @@ def _sources(builder_module: str) -> dict[str, Path]:
             "a module with a source file on sys.path",
             "the compile cache fingerprints the builder's source; save it to a file",
         )
-    return reachable_sources("cutefp4.dsl", *_kernel_modules(), builder_module)
+    ours = _kernel_modules() if builder_module.startswith(f"{_KERNELS}.") else ()
+    return reachable_sources("cutefp4.dsl", *ours, builder_module)
 
 
 @cache

@@ -362,13 +362,29 @@ def test_fingerprint_follows_imports(monkeypatch, tmp_path):
         "deep/__init__.py": "from .e import z",
         "deep/d.py": "    from ..f import w",
         "deep/e.py": "",
-        "f.py": "",
+        "f.py": "from cutefp4.scale_layout import round_up",
     }
     for name, text in texts.items():
         (package / name).write_text(text)
     found = {name.removeprefix("package_of_kernels.") for name in fingerprint.reachable_sources("package_of_kernels.a")}
     assert found >= {"a", "b", "c", "deep", "deep.d", "deep.e", "f", "unrelated_but_imported"}
-    assert "not_imported" not in found
+    assert "not_imported" not in found and {"cutefp4.scale_layout", "cutefp4.format"} <= found
+
+
+def test_fingerprint_of_our_kernels_covers_all_of_them(monkeypatch):
+    monkeypatch.undo()
+    forget()
+    ours = fingerprint._sources("cutefp4.kernels.quantize.cast_rows")
+    files = {path for path in ours.values() if "kernels" in path.parts}
+    assert files == set((Path(__file__).parent.parent / "kernels").rglob("*.py"))
+    assert {"cutefp4.dsl", "cutefp4.plan", "cutefp4.quant_plan", "cutefp4.format"} <= ours.keys()
+    assert "cutefp4" not in ours and "cutefp4.reference" not in ours
+    assert set(fingerprint._sources("tests.tiny_kernel")) <= {
+        "tests.tiny_kernel",
+        "cutefp4.plan",
+        "cutefp4.errors",
+        "cutefp4.dsl",
+    }
 
 
 def test_source_written_after_the_start_keeps_the_process_off_the_disk(monkeypatch, tmp_path):

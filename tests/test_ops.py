@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cutefp4 import compile as kernel_cache
-from cutefp4 import fingerprint, launch, ops_quantize, reference
+from cutefp4 import dsl, emulator, fingerprint, launch, ops, ops_quantize, reference
 from cutefp4.errors import UnsupportedError
 from cutefp4.recipe import QuantRecipe
 from tests.tiny_kernel import TinyPlan
@@ -118,6 +118,52 @@ def test_plans_are_made_once(on_cpu):
     after = kernel_cache.stats()
     assert (after.memory_hits - before.memory_hits, after.misses - before.misses) == (5, 0)
     assert ops_quantize._plans == plans, "a plan was made in a steady state"
+
+
+def test_the_emulator_leaves_no_trace_in_what_is_stored():
+    """Inside the emulator the DSL is partly substituted; the objects that the cache keeps must be a GPU's."""
+    for arch in ("sm_90a", "sm_100a"):
+        plain = dsl.compile_plan(TinyPlan(arch))
+        with emulator.device("sm_100a"):
+            inside = dsl.compile_plan(TinyPlan(arch))
+        assert inside == plain
+    assert not dsl.compiling_plan()
+
+
+@pytest.mark.parametrize("arch", ["sm_90a", "sm_100a"])
+def test_real_kernels_in_the_emulator(arch):
+    """Plan, compiler, object, TVM-FFI host code and kernel, on CPU tensors: everything but the GPU."""
+    with emulator.device(arch) as device:
+        kernel = kernel_cache.get(TinyPlan(arch))
+        x, y = torch.arange(1000, dtype=torch.float32), torch.empty(1000)
+        kernel(x, y, 3.0)
+        assert torch.equal(y, x * 3)
+        for wrong in ((x, y[:-1], 3.0), (x.half(), y, 3.0), (x, y), (x.view(10, 100), y, 3.0)):
+            with pytest.raises((ValueError, TypeError)):
+                kernel(*wrong)
+        for recipe in RECIPES:
+            x = input_matrix(130, 96, torch.bfloat16)
+            amax = amax_for(x, recipe)
+            assert same(ops_quantize.quantize(x, recipe, amax=amax)[0], oracle(x, recipe, amax)), recipe.describe()
+        assert device.report().launches > len(RECIPES)
+
+
+def test_full_graph_compile_in_the_emulator():
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def double_and_quantize(x):
+        return ops_quantize.quantize(x * 2, TOKEN)[0]
+
+    x = input_matrix()
+    with emulator.device("sm_90a"):
+        assert same(double_and_quantize(x), oracle(x * 2, TOKEN))
+
+
+def test_emulator_backend():
+    x = input_matrix()
+    assert same(ops.OPS["emulator"]["quantize"](x, TOKEN)[0], oracle(x, TOKEN))
+    with emulator.device("sm_100a") as device:
+        assert same(ops.OPS["emulator"]["quantize"](x, TOKEN)[0], oracle(x, TOKEN))
+        assert device.report().launches == 1, "the device that is active serves the call"
 
 
 def test_without_a_target_cpu_tensors_are_refused():
