@@ -1,14 +1,14 @@
-"""Running one Blackwell GEMM plan in the emulator: operands whose sums are exact in fp32, outputs poisoned and between guards."""
+"""Running one Blackwell GEMM plan in the emulator: operands with exact fp32 sums, outputs poisoned and guarded."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 
 from cutefp4 import compile, emulator, reference
 from cutefp4.config_sm100 import Sm100Config
-from cutefp4.epilogue import Column, Row, Scalar, Tile, default_epilogue
+from cutefp4.epilogue import default_epilogue
 from cutefp4.format import gemm_constant
 from cutefp4.gemm_plan_sm100 import Sm100GemmPlan
 from cutefp4.operand import Nvfp4Operand
@@ -47,7 +47,6 @@ class Problem:
     arch: str = "sm_100a"
     sms: int = 2
     seed: int | None = None
-    tensors: dict = field(default_factory=dict)
 
     def plan(self) -> Sm100GemmPlan:
         tree = default_epilogue(CONSTANT, bias=self.bias, activation=self.activation, c=self.c, beta=self.beta)
@@ -106,6 +105,3 @@ def launch(plan: Sm100GemmPlan, a: Nvfp4Operand, b: Nvfp4Operand, values: dict, 
     with emulator.device(arch, seed=seed, sms=sms) as device:
         compile.get(plan)(*operands, tuple(values[name] for name in plan.tensor_names()), sms)
         return device.report()
-
-
-LEAVES = {"row": Row, "column": Column, "scalar": Scalar, "tile": Tile}

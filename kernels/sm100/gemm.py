@@ -1,0 +1,157 @@
+"""NVFP4 GEMM for Blackwell: D = epilogue(A * B^T) with block-scaled tcgen05.mma.
+
+    acc[i, j] = sum_k (e2m1 * e4m3)_a[i, k] * (e2m1 * e4m3)_b[j, k]        fp32 accumulation in tensor memory
+
+    A    codes (L, M, K/2) uint8, low nibble = even k; E4M3 scales in 128x4 tiles, flat
+    B    codes (L, N, K/2), scales likewise
+    D    (L, M, N) bf16, fp16 or fp32
+
+Warp roles, one CTA per SM, 192 threads:
+
+    warps 0-3   epilogue    tensor memory -> epilogue tree -> D                     epilogue.py, epilogue_load.py,
+    store.py warp 4      load        TMA of codes and scale tiles, multicast in the cluster  loader.py
+    warp 5      mma         scales to tensor memory, tcgen05.mma (group leader)     mma.py, tcgen05.py
+
+    load ring   stages of 256 along K     filled by TMA             drained by tcgen05.mma (commit)
+    acc ring    two accumulators          filled by tcgen05.mma     drained by the epilogue warps
+
+The grid is persistent: the epilogue of one tile runs beside the mainloop of the next. Tensor memory, shared memory and
+registers are laid out in cutefp4/config_sm100.py.
+
+Constraints: K % 32 == 0, any M, N >= 1; tiled scales; sm_100a or sm_103a.
+"""
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import Int32, Uint8
+from cutlass.cute.runtime import make_fake_stream
+
+from cutefp4.config_sm100 import CTA_ROWS, LOAD_WARP, MMA_WARP, THREADS, TILE_K, TMEM_COLUMNS
+from cutefp4.gemm_plan_sm100 import Sm100GemmPlan
+
+from ..common.barriers import Ring
+from ..epilogue.arguments import DTYPES, fake_matrix, fake_tensors
+from ..scheduler import StaticScheduler
+from .cluster import ClusterPlace
+from .epilogue import TmemEpilogue, epilogue_role
+from .loader import StageLoader, code_tma, load_role, scale_tma
+from .mma import StageMma, mma_role
+from .smem_layout import allocate, ring_specs
+from .store import store_tma
+from .tcgen05 import fence_after, fence_before
+
+
+class Sm100Gemm:
+    """The kernel of one plan; attributes are compile-time constants."""
+
+    def __init__(self, plan: Sm100GemmPlan):
+        self.plan, self.config = plan, plan.config
+
+    @cute.jit
+    def __call__(self, a, a_scales, b, b_scales, epilogue_tensors, sms: Int32, stream):
+        """Launch.
+
+        a, b: codes. a_scales, b_scales: flat bytes of the tiles. epilogue_tensors: those of `plan.tensor_names()`. sms:
+        CTAs to launch at most.
+        """
+        config = self.config
+        l, size_m, bytes_k = a.shape
+        size_n = b.shape[1]
+        tma = (
+            code_tma(a, CTA_ROWS, config.a_slices, config),
+            scale_tma(a_scales, a, config.a_slices, config),
+            code_tma(b, config.b_rows, config.b_slices, config),
+            scale_tma(b_scales, b, config.sfb_slices, config),
+        )
+        tma_d = store_tma(epilogue_tensors[0]) if self.plan.store == "tma" else ()
+        scheduler = StaticScheduler(
+            cute.ceil_div(size_m, CTA_ROWS * config.cluster_m),
+            cute.ceil_div(size_n, config.tile_n * config.cluster_n),
+            l,
+            cute.ceil_div(bytes_k * 2, TILE_K),
+            config.raster_group,
+            1,
+        )
+        clusters = cutlass.max(cutlass.min(scheduler.total(), sms // config.cluster_size), 1)
+        self.kernel(tma, tma_d, epilogue_tensors, (size_m, size_n), scheduler).launch(
+            grid=[clusters * config.cluster_size, 1, 1],
+            block=[THREADS, 1, 1],
+            cluster=[config.cluster_size, 1, 1],
+            min_blocks_per_mp=1,
+            stream=stream,
+        )
+
+    @cute.kernel
+    def kernel(self, tma, tma_d, epilogue_tensors, sizes, scheduler):
+        config = self.config
+        thread, _, _ = cute.arch.thread_idx()
+        warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
+        storage = allocate(config, self.plan.column_vectors())
+        load_spec, acc_spec = ring_specs(config)
+        load_ring = Ring(load_spec, storage.full, storage.empty)
+        acc_ring = Ring(acc_spec, storage.acc_full, storage.acc_empty)
+        place = ClusterPlace(config)
+        self.start(thread, warp, (load_ring, acc_ring), storage)
+        tmem = Int32(cute.make_tensor(storage.tmem_address, cute.make_layout(1))[0])
+
+        if warp == LOAD_WARP:
+            loader = StageLoader(tma, storage, place, config)
+            loader.prefetch_descriptors()
+            load_role(scheduler, load_ring, loader)
+        elif warp == MMA_WARP:
+            if place.rank == place.leader:
+                mma_role(scheduler, (load_ring, acc_ring), place, StageMma(storage, tmem, config))
+        else:
+            tensors = dict(zip(self.plan.tensor_names(), epilogue_tensors, strict=True))
+            epilogue = TmemEpilogue(self.plan, tensors, sizes, storage, tma_d, place, tmem, warp, thread % 32)
+            epilogue_role(scheduler, acc_ring, place, epilogue)
+        self.finish(warp, storage)
+
+    @cute.jit
+    def start(self, thread: Int32, warp: Int32, rings, storage):
+        """Barriers and tensor memory, known to the whole cluster."""
+        if thread == 0:
+            rings[0].init()
+            rings[1].init()
+            cute.arch.mbarrier_init_fence()
+        if warp == MMA_WARP:
+            two = self.config.cta_group == 2
+            cute.arch.alloc_tmem(TMEM_COLUMNS, storage.tmem_address, is_two_cta=two)
+            cute.arch.relinquish_tmem_alloc_permit(is_two_cta=two)
+        fence_before()
+        self.sync()
+        fence_after()
+
+    @cute.jit
+    def finish(self, warp: Int32, storage):
+        """Give tensor memory back when no CTA of the cluster needs this one any more."""
+        fence_before()
+        self.sync()
+        fence_after()
+        if warp == MMA_WARP:
+            pointer = cute.arch.retrieve_tmem_ptr(cutlass.Float32, 16, storage.tmem_address)
+            cute.arch.dealloc_tmem(pointer, TMEM_COLUMNS, is_two_cta=self.config.cta_group == 2)
+
+    def sync(self) -> None:
+        """All threads of the cluster."""
+        if self.config.cluster_size > 1:
+            cute.arch.cluster_arrive()
+            cute.arch.cluster_wait()
+        else:
+            cute.arch.sync_threads()
+
+
+def build(plan: Sm100GemmPlan):
+    """The jit function and fake arguments of a plan."""
+    l, m, bytes_k = cute.sym_int(), cute.sym_int(), cute.sym_int(divisibility=16)
+    staged = plan.store == "tma"
+    n = cute.sym_int(divisibility=128 // DTYPES[plan.out_dtype].width if staged else 1)
+    operands = (
+        fake_matrix(Uint8, l, m, bytes_k),
+        fake_matrix(Uint8, cute.sym_int()),
+        fake_matrix(Uint8, l, n, bytes_k),
+        fake_matrix(Uint8, cute.sym_int()),
+    )
+    tensors = fake_tensors(plan.epilogue, plan.out_dtype, 16 if staged else None, l, m, n)
+    stream = make_fake_stream(use_tvm_ffi_env_stream=True)
+    return Sm100Gemm(plan), (*operands, tensors, Int32(1), stream)
