@@ -1,2 +1,1 @@
-"""NVFP4 GEMM for Blackwell (sm_100a, sm_103a): tcgen05 block-scaled MMA with accumulators and scales in tensor
-memory."""
+"""NVFP4 GEMM for Blackwell (sm_100a, sm_103a): block-scaled tcgen05.mma, accumulators and scales in tensor memory."""

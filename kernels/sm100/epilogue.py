@@ -159,8 +159,8 @@ class TmemEpilogue(DeviceStruct):
             self.row_max[index] = math.larger(self.row_max[index], inside)
 
     def _column_amax(self, name: str, magnitudes: list, row: Int32, column: Int32, l: Int32) -> None:
-        """Maximum over the warp's rows, then into tensor[l, column + j]. Bits of non-negative floats order like the
-        floats.""" for j, value in enumerate(magnitudes):
+        """Maximum over the warp's rows, then into tensor[l, column + j]. Bits order like non-negative floats."""
+        for j, value in enumerate(magnitudes):
             # larger() drops NaN.
             inside = math.larger(Float32(cutlass.select_(row < self.size_m, value, Float32(0.0))), Float32(0.0))
             largest = warp_umax(Uint32(math.bits(inside)))

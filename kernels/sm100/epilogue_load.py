@@ -3,8 +3,8 @@
 Thread `lane` of epilogue warp w owns row 32 w + lane of the CTA's 128 rows, and walks along the columns:
 
     Row      one value per thread, a register
-    Column   the same value for all threads: each warp copies its tile's part to shared memory once, and reads four at a
-    time Scalar   a register
+    Column   the same for all threads: each warp copies its tile's part to shared memory once, and reads four at a time
+    Scalar   a register
     Tile     this row, four columns per access where rows are aligned (store "tma"), else one by one
 
 Loads clamp their index into the matrix instead of branching; what lies outside is never stored.
@@ -38,8 +38,8 @@ class TileLoads(DeviceStruct):
         self.vectors = vectors + warp * (len(self.columns) * config.tile_n)
 
     def begin(self, row: Int32, first_column: Int32, l: Int32) -> dict:
-        """Load vectors and scalars of a work tile; call it before waiting for the accumulators. Row values and scalars
-        by name.""" clamped = cutlass.min(row, self.size_m - 1)
+        """Load vectors and scalars of a work tile, before waiting for its accumulator: row values and scalars by name."""
+        clamped = cutlass.min(row, self.size_m - 1)
         loaded = {}
         for leaf in self.leaves:
             if isinstance(leaf, nodes.Row):

@@ -8,9 +8,9 @@
 
 Warp roles, one CTA per SM, 192 threads:
 
-    warps 0-3   epilogue    tensor memory -> epilogue tree -> D                     epilogue.py, epilogue_load.py,
-    store.py warp 4      load        TMA of codes and scale tiles, multicast in the cluster  loader.py
-    warp 5      mma         scales to tensor memory, tcgen05.mma (group leader)     mma.py, tcgen05.py
+    warps 0-3   epilogue   tensor memory -> epilogue tree -> D             epilogue.py, epilogue_load.py, store.py
+    warp 4      load       TMA of codes and scales, multicast in clusters  loader.py
+    warp 5      mma        scales to tensor memory, tcgen05.mma            mma.py, tcgen05.py; cluster.py
 
     load ring   stages of 256 along K     filled by TMA             drained by tcgen05.mma (commit)
     acc ring    two accumulators          filled by tcgen05.mma     drained by the epilogue warps

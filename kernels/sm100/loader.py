@@ -5,7 +5,8 @@ multicast it to the others. Codes are sliced along their rows, scale tiles along
 
 TMA fills what lies outside a matrix with zeros, and zero codes with zero scales add nothing, so tails in M, N and K
 need no other code. (The MMA reads whole blocks of 64 along K: scales behind K must be zero, as the tiled layout
-guarantees.) """
+guarantees.)
+"""
 
 import cutlass
 import cutlass.cute as cute
@@ -39,8 +40,8 @@ def code_tma(codes: cute.Tensor, rows: int, slices: int, config: Sm100Config) ->
 
 
 def scale_tma(scales: cute.Tensor, codes: cute.Tensor, slices: int, config: Sm100Config) -> tuple:
-    """TMA atom and coordinates (128 words, K tiles, row tiles, L) of flat tiled scales, for boxes of 4 / slices
-    tiles.""" l, r, columns = codes.shape
+    """TMA atom and coordinates (128 words, K tiles, row tiles, L) of tiled scales, for boxes of 4 / slices tiles."""
+    l, r, columns = codes.shape
     shape = (SCALE_WORDS, cute.ceil_div(columns, 32), cute.ceil_div(r, 128), l)
     words = cute.make_tensor(cute.recast_ptr(scales.iterator, dtype=Int32), cute.make_layout(shape))
     box = (SCALE_WORDS, K_BLOCKS // slices, 1)
