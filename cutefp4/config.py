@@ -35,6 +35,8 @@ class Sm90Config:
         raster_group: register-operand tiles that neighbouring CTAs share a shared-operand tile over (L2 reuse).
         swap_ab: the GEMM's B is the register operand (small M).
         splits: CTAs that share the K of one output tile; their partial sums are added in a fixed order.
+        stream_k: instead of splits: the K of all tiles in one row, cut into equal shares, one per CTA.
+        store_passes: in how many parts a warpgroup stages its tile of D for TMA (2 halves the staging memory).
         steps_per_group: wgmma (16 of K each) between two decodes of the register operand: 1, 2 or 4.
         decode_groups: warpgroups that decode the shared operand, 1 or 2.
         fragment_registers: registers per thread for decoded fragments, 16 or 32.
@@ -50,6 +52,8 @@ class Sm90Config:
     raster_group: int = 8
     swap_ab: bool = False
     splits: int = 1
+    stream_k: bool = False
+    store_passes: int = 1
     steps_per_group: int = 2
     decode_groups: int = 1
     fragment_registers: int = 32
@@ -64,6 +68,15 @@ class Sm90Config:
     def m_atoms(self) -> int:
         """64-row wgmma tiles per consumer warpgroup."""
         return self.tile_m // (64 * self.consumer_groups)
+
+    @property
+    def shares_k(self) -> bool:
+        """Whether several CTAs may contribute to one output tile, which takes a workspace."""
+        return self.splits > 1 or self.stream_k
+
+    def partial_slots(self, tiles: int, ctas: int) -> int:
+        """Workspace slots for partial sums."""
+        return 2 * ctas if self.stream_k else tiles * self.splits
 
     @property
     def threads(self) -> int:
@@ -135,7 +148,7 @@ def sm90_smem(
         shared_operand=stages * operand_n.tile_bytes(config),
         scales=stages * (operand_m.scale_bytes(config) + operand_n.scale_bytes(config)),
         decoded_shared_operand=config.mma_stages * config.tile_n * config.tile_k * 2,
-        store=config.tile_m * config.tile_n * 2 if staged_store else 0,
+        store=config.tile_m * config.tile_n * 2 // config.store_passes if staged_store else 0,
         # Barriers, flags, up to two vectors along n per consumer, and alignment gaps.
         small=4096 + 8 * config.tile_n * config.consumer_groups,
     )
@@ -178,9 +191,7 @@ def _tile_problems(config: Sm90Config) -> list[str]:
     for name in ("tile_m", "tile_n"):
         size = getattr(config, name)
         if size <= 0 or (size % 128 and 128 % size):
-            found.append(
-                f"{name}={size} neither divides 128 nor is a multiple of it, the rows of a scale tile"
-            )
+            found.append(f"{name}={size} neither divides 128 nor is a multiple of it, the rows of a scale tile")
     if config.tile_n % 8 or not 8 <= config.tile_n <= 256:
         found.append(f"tile_n={config.tile_n} is not a wgmma N: a multiple of 8, at most 256")
     for name, accepted in _CHOICES.items():
@@ -202,6 +213,7 @@ _CHOICES = {
     "decode_groups": (1, 2),
     "fragment_registers": (16, 32),
     "decode_to": ("float16", "bfloat16"),
+    "store_passes": (1, 2),
 }
 
 CONSUMER_OVERHEAD = 40
@@ -212,9 +224,7 @@ def _role_problems(config: Sm90Config, operands: tuple[Sm90Operand, ...]) -> lis
     found = []
     rows, threads = config.tile_n * config.k_blocks, WARPGROUP * config.decode_groups
     if rows < threads and (threads % rows or rows % 32):
-        found.append(
-            f"tile_n * k_blocks = {rows} rows cannot be shared by {threads} decode threads in whole warps"
-        )
+        found.append(f"tile_n * k_blocks = {rows} rows cannot be shared by {threads} decode threads in whole warps")
     if rows >= threads and rows % threads:
         found.append(f"tile_n * k_blocks = {rows} rows is not a multiple of {threads} decode threads")
     groups = config.m_atoms * config.k_blocks * 4 // config.steps_per_group
@@ -228,6 +238,10 @@ def _role_problems(config: Sm90Config, operands: tuple[Sm90Operand, ...]) -> lis
     needed = config.m_atoms * config.tile_n // 2 + config.fragment_registers + CONSUMER_OVERHEAD
     if needed > registers.consumer:
         found.append(f"a consumer needs about {needed} registers and gets {registers.consumer}")
+    if config.m_atoms % config.store_passes:
+        found.append(f"{config.m_atoms} 64-row tiles per warpgroup cannot be stored in {config.store_passes} passes")
+    if config.stream_k and config.splits > 1:
+        found.append(f"splits={config.splits} with stream_k; choose one of them")
     if registers.total(config) > SM90_REGISTERS:
         found.append(f"the roles take {registers.total(config)} registers of {SM90_REGISTERS}")
     return found

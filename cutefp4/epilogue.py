@@ -193,9 +193,7 @@ def unary(op: str, x) -> Unary:
         OperandError: no function has this name.
     """
     if op not in UNARY:
-        raise OperandError(
-            f"activation {op!r}", ", ".join(UNARY), "use one of these, or arithmetic nodes"
-        )
+        raise OperandError(f"activation {op!r}", ", ".join(UNARY), "use one of these, or arithmetic nodes")
     return Unary(op, _node(x))
 
 

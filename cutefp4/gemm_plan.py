@@ -45,4 +45,4 @@ class Sm90GemmPlan(Plan):
     def tensor_names(self) -> tuple[str, ...]:
         """The epilogue's tensors in the order of the kernel's arguments: D, leaves, sinks, split-K workspace."""
         names = ["d", *(leaf.name for leaf in self.epilogue.leaves()), *(sink.name for sink in self.epilogue.sinks)]
-        return tuple(names + (["partials", "counters"] if self.config.splits > 1 else []))
+        return tuple(names + (["partials", "counters"] if self.config.shares_k else []))

@@ -142,20 +142,20 @@ def _scales(operand: Nvfp4Operand) -> torch.Tensor:
 def _run(tensors: list[torch.Tensor], leaves: list[torch.Tensor], d, request: GemmRequest) -> None:
     plan, sms = _planned(request, d.device)
     arguments = [d, *leaves]
-    if plan.config.splits > 1:
-        arguments += _split_workspace(plan, request, d.device)
+    if plan.config.shares_k:
+        arguments += _split_workspace(plan, request, sms, d.device)
     kernel_cache.get(plan)(*tensors, tuple(arguments), sms)
 
 
-def _split_workspace(plan: Sm90GemmPlan, r: GemmRequest, device: torch.device) -> list[torch.Tensor]:
-    """Partial sums and counters of a plan that splits K."""
+def _split_workspace(plan: Sm90GemmPlan, r: GemmRequest, sms: int, device: torch.device) -> list[torch.Tensor]:
+    """Partial sums and counters of a plan whose CTAs share K."""
     c = plan.config
     rows_m, rows_n = (r.n, r.m) if c.swap_ab else (r.m, r.n)
-    slots = -(-rows_m // c.tile_m) * -(-rows_n // c.tile_n) * r.batch * c.consumer_groups
-    shape = (c.splits, slots, c.m_atoms * c.tile_n // 2, 128)
-    count = shape[0] * shape[1] * shape[2] * shape[3]
-    space = workspace.get(device, scratch_bytes=4 * count, semaphores=slots)
-    return [space.partials[:count].view(shape), space.semaphores[:slots]]
+    tiles = -(-rows_m // c.tile_m) * -(-rows_n // c.tile_n) * r.batch
+    shape = (c.partial_slots(tiles, sms), c.consumer_groups, c.m_atoms * c.tile_n // 2, 128)
+    count, counters = shape[0] * shape[1] * shape[2] * shape[3], tiles * c.consumer_groups
+    space = workspace.get(device, scratch_bytes=4 * count, semaphores=counters)
+    return [space.partials[:count].view(shape), space.semaphores[:counters]]
 
 
 # ---------------------------------------------------------------- operators

@@ -18,45 +18,130 @@ from .common.device_struct import DeviceStruct
 class WorkTile(DeviceStruct):
     """One unit of work: tile coordinates and a range of K in stages.
 
-    m, n: tile indices along the register and the shared operand. l: batch index. split: which part of K.
-    tile: linear index of the output tile. k_begin, k_count: first stage of K and their number (may be 0).
+    m, n: tile indices along the register and the shared operand. l: batch index. tile: linear index of the output tile.
+    k_begin, k_count: first stage of K and their number. A count of 0: nothing to do, go on.
+    part, parts: which of how many CTAs' shares of this tile's K, in the order of K.
+    slots: where the shares' partial sums lie (`part_slot`).
     """
 
     m: Int32
     n: Int32
     l: Int32
-    split: Int32
     tile: Int32
     k_begin: Int32
     k_count: Int32
+    part: Int32
+    parts: Int32
+    slots: object
+
+    def part_slot(self, part: Int32) -> Int32:
+        """Workspace slot of the partial sum of one share of this tile."""
+        return self.slots.slot(self.tile, part)
 
 
-class StaticScheduler(DeviceStruct):
-    """Persistent and static: tiles in groups of `group` register-operand tiles, which run through n before the next
-    group.
+class _Raster(DeviceStruct):
+    """Linear tile index -> coordinates: groups of `group` register-operand tiles run through n before the next group.
 
     CTAs that run at the same time then share few tiles of either operand, which keeps their traffic in L2.
     """
 
-    def __init__(self, tiles_m: Int32, tiles_n: Int32, batch: Int32, k_stages: Int32, group: int, splits: int):
-        self.tiles_m, self.tiles_n, self.batch, self.k_stages = tiles_m, tiles_n, batch, k_stages
-        self.group, self.splits = group, splits
+    def __init__(self, tiles_m: Int32, tiles_n: Int32, batch: Int32, group: int):
+        self.tiles_m, self.tiles_n, self.batch, self.group = tiles_m, tiles_n, batch, group
 
     def total(self) -> Int32:
-        """Number of work tiles."""
-        return self.tiles_m * self.tiles_n * self.batch * self.splits
+        return self.tiles_m * self.tiles_n * self.batch
+
+    def coordinates(self, tile: Int32):
+        """(m, n, l) of a tile."""
+        per_batch, per_group = self.tiles_m * self.tiles_n, self.group * self.tiles_n
+        l, in_batch = tile // per_batch, tile % per_batch
+        first_m, in_group = (in_batch // per_group) * self.group, in_batch % per_group
+        rows = cutlass.min(self.tiles_m - first_m, self.group)
+        return first_m + in_group % rows, in_group // rows, l
+
+
+class _SplitSlots(DeviceStruct):
+    """Every tile has `splits` slots."""
+
+    def __init__(self, splits: int):
+        self.splits = splits
+
+    def slot(self, tile: Int32, part: Int32) -> Int32:
+        return tile * self.splits + part
+
+
+class StaticScheduler(DeviceStruct):
+    """Persistent and static: whole tiles, or with splits > 1 equal parts of their K."""
+
+    def __init__(self, tiles_m: Int32, tiles_n: Int32, batch: Int32, k_stages: Int32, group: int, splits: int):
+        self.raster, self.k_stages, self.splits = _Raster(tiles_m, tiles_n, batch, group), k_stages, splits
+
+    def total(self) -> Int32:
+        """Number of work indices."""
+        return self.raster.total() * self.splits
+
+    def ctas(self, sms: Int32) -> Int32:
+        """CTAs to launch."""
+        return cutlass.min(self.total(), sms)
 
     def work(self, index: Int32) -> WorkTile:
         """The work tile of a linear index."""
-        split = index % self.splits
-        tile = index // self.splits
-        per_batch = self.tiles_m * self.tiles_n
-        l = tile // per_batch
-        in_batch = tile % per_batch
-        per_group = self.group * self.tiles_n
-        first_m = (in_batch // per_group) * self.group
-        in_group = in_batch % per_group
-        rows = cutlass.min(self.tiles_m - first_m, self.group)
-        k_begin = (self.k_stages * split) // self.splits
-        k_end = (self.k_stages * (split + 1)) // self.splits
-        return WorkTile(first_m + in_group % rows, in_group // rows, l, split, tile, k_begin, k_end - k_begin)
+        part, tile = index % self.splits, index // self.splits
+        k_begin = (self.k_stages * part) // self.splits
+        k_end = (self.k_stages * (part + 1)) // self.splits
+        m, n, l = self.raster.coordinates(tile)
+        parts, slots = Int32(self.splits), _SplitSlots(self.splits)
+        return WorkTile(m, n, l, tile, k_begin, k_end - k_begin, part, parts, slots)
+
+
+class _StreamSlots(DeviceStruct):
+    """Every CTA has two slots: for the tile that it begins with, and for the one that it ends with."""
+
+    def __init__(self, stages: Int32, k_stages: Int32, ctas: Int32):
+        self.stages, self.k_stages, self.ctas = stages, k_stages, ctas
+
+    def cta_of(self, stage: Int32) -> Int32:
+        """The CTA c whose share [c * stages // ctas, (c + 1) * stages // ctas) holds a stage."""
+        return ((stage + 1) * self.ctas - 1) // self.stages
+
+    def begin(self, cta: Int32) -> Int32:
+        return (cta * self.stages) // self.ctas
+
+    def slot(self, tile: Int32, part: Int32) -> Int32:
+        cta = self.cta_of(tile * self.k_stages) + part
+        return 2 * cta + Int32(tile != self.begin(cta) // self.k_stages)
+
+
+class StreamKScheduler(DeviceStruct):
+    """Stream-K: the stages of all tiles in one row, cut into equal shares, one per CTA.
+
+    A share covers the end of one tile, whole tiles, and the beginning of another; so every SM has the same work whatever
+    the number of tiles. The cut depends on the shapes and the number of CTAs alone: results repeat bit for bit.
+    """
+
+    def __init__(self, tiles_m: Int32, tiles_n: Int32, batch: Int32, k_stages: Int32, group: int, sms: Int32):
+        self.raster, self.k_stages = _Raster(tiles_m, tiles_n, batch, group), k_stages
+        self.stages = self.raster.total() * k_stages
+        self.grid = cutlass.min(self.stages, sms)
+
+    def ctas(self, sms: Int32) -> Int32:
+        """CTAs to launch."""
+        return self.grid
+
+    def total(self) -> Int32:
+        """Number of work indices: every CTA gets as many as a share can touch tiles."""
+        share = (self.stages + self.grid - 1) // self.grid
+        return self.grid * ((share + self.k_stages - 2) // self.k_stages + 1)
+
+    def work(self, index: Int32) -> WorkTile:
+        """Part number index // ctas of the share of CTA index % ctas."""
+        slots = _StreamSlots(self.stages, self.k_stages, self.grid)
+        cta, segment = index % self.grid, index // self.grid
+        begin, end = slots.begin(cta), slots.begin(cta + 1)
+        tile = begin // self.k_stages + segment
+        first = tile * self.k_stages
+        k_begin = cutlass.max(begin, first)
+        k_count = cutlass.max(cutlass.min(end, first + self.k_stages) - k_begin, 0)
+        first_cta, last_cta = slots.cta_of(first), slots.cta_of(first + self.k_stages - 1)
+        m, n, l = self.raster.coordinates(cutlass.min(tile, self.raster.total() - 1))
+        return WorkTile(m, n, l, tile, k_begin - first, k_count, cta - first_cta, last_cta - first_cta + 1, slots)

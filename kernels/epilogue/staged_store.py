@@ -1,6 +1,7 @@
 """D through shared memory: fragments are written by stmatrix, one warp per warpgroup stores the tile by TMA.
 
-Each consumer warpgroup owns a staging buffer for its (64 * m_atoms) x tile_n elements of 16 bits, in panels of 64
+Each consumer warpgroup owns a staging buffer for its (64 * m_atoms) x tile_n elements of 16 bits, or with
+config.store_passes = 2 for half of them, in panels of 64
 columns of D: rows of 128 bytes in TMA's 128-byte swizzle (chunk index XOR row % 8). The rows of D are m, and a panel is
 64 of n; with swap_ab the rows of D are n, a panel is one 64-row tile of m, and stmatrix transposes. The copy runs while
 the next tile is multiplied; the buffer is waited for only before the next tile is staged. TMA clips what lies outside
@@ -38,14 +39,19 @@ def stmatrix_x4(address: Int32, registers: list, transpose: bool, *, loc=None, i
     llvm.inline_asm(None, arguments, code, "r,r,r,r,r,~{memory}", has_side_effects=True, loc=loc, ip=ip)
 
 
+def atoms_per_pass(config: Sm90Config) -> int:
+    """64-row tiles that the staging buffer holds."""
+    return config.m_atoms // config.store_passes
+
+
 def panel_rows(config: Sm90Config) -> int:
     """Rows of D that a panel holds."""
-    return config.tile_n if config.swap_ab else 64 * config.m_atoms
+    return config.tile_n if config.swap_ab else 64 * atoms_per_pass(config)
 
 
 def panels(config: Sm90Config) -> int:
-    """Panels of a warpgroup's tile."""
-    return config.m_atoms if config.swap_ab else config.tile_n // PANEL
+    """Panels of one pass of a warpgroup."""
+    return atoms_per_pass(config) if config.swap_ab else config.tile_n // PANEL
 
 
 def staging_layout(config: Sm90Config, dtype):
@@ -69,18 +75,18 @@ class StagedStore(DeviceStruct):
     def __init__(self, atom, tma, store: cute.Pointer, config: Sm90Config, dtype, consumer: Int32, thread: Int32):
         self.atom, self.tma, self.config, self.dtype = atom, tma, config, dtype
         self.consumer, self.thread = consumer, thread
-        self.buffer = store + consumer * (64 * config.m_atoms * config.tile_n * 2)
+        self.buffer = store + consumer * (64 * atoms_per_pass(config) * config.tile_n * 2)
         self.lane, self.warp = thread % 32, thread // 32
 
     @cute.jit
     def wait_buffer(self):
-        """Before staging: the previous tile has been read from the buffer, and all threads know it."""
+        """Before staging: what was staged before has been read from the buffer, and all threads know it."""
         if self.thread // 32 == 0:
             cute.arch.cp_async_bulk_wait_group(0, read=True)
         self._sync()
 
     def stage(self, atom: int, block: int, registers: list) -> None:
-        """Write n-blocks `block` and `block` + 1 of 64-row tile `atom`.
+        """Write n-blocks `block` and `block` + 1 of the pass's 64-row tile `atom`.
 
         registers: packed pairs of (rows g, block), (g + 8, block), (g, block + 1), (g + 8, block + 1): matrices 0..3.
         """
@@ -95,18 +101,18 @@ class StagedStore(DeviceStruct):
         stmatrix_x4(Int32((self.buffer + offset).toint()), registers, self.config.swap_ab)
 
     @cute.jit
-    def store(self, tile_m: Int32, tile_n: Int32, l: Int32):
-        """After staging: store the warpgroup's rows of tile (tile_m, tile_n) of batch l."""
+    def store(self, tile_m: Int32, tile_n: Int32, l: Int32, store_pass: cutlass.Constexpr):
+        """After staging: store this pass of the warpgroup's part of tile (tile_m, tile_n) of batch l."""
         cute.arch.fence_view_async_shared()
         self._sync()
         if self.thread // 32 == 0:
-            self._issue(tile_m, tile_n, l)
+            self._issue(tile_m, tile_n, l, store_pass)
 
-    def _issue(self, tile_m: Int32, tile_n: Int32, l: Int32) -> None:
+    def _issue(self, tile_m: Int32, tile_n: Int32, l: Int32, store_pass: int) -> None:
         config, rows = self.config, panel_rows(self.config)
         layout = staging_layout(config, self.dtype)
         tiles = cute.local_tile(self.tma, (rows, PANEL), (None, None, None))
-        warpgroup_m = tile_m * config.consumer_groups + self.consumer
+        part = (tile_m * config.consumer_groups + self.consumer) * config.store_passes + store_pass
         for panel in range(panels(config)):
             smem = cute.make_tensor(
                 cute.recast_ptr(self.buffer + panel * (rows * 128), layout.inner, dtype=self.dtype), layout.outer
@@ -115,9 +121,9 @@ class StagedStore(DeviceStruct):
                 self.atom, 0, cute.make_layout(1), cute.group_modes(smem, 0, 2), cute.group_modes(tiles, 0, 2)
             )
             if config.swap_ab:
-                coordinates = (None, tile_n, warpgroup_m * config.m_atoms + panel, l)
+                coordinates = (None, tile_n, part * panels(config) + panel, l)
             else:
-                coordinates = (None, warpgroup_m, tile_n * panels(config) + panel, l)
+                coordinates = (None, part, tile_n * panels(config) + panel, l)
             cute.copy(self.atom, smem_part, gmem_part[coordinates])
         cute.arch.cp_async_bulk_commit_group()
 

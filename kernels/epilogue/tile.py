@@ -76,8 +76,8 @@ class TileEpilogue(DeviceStruct):
     @cute.jit
     def store_tile(self, work, acc, prefetched):
         """Finish one work tile with what `prefetch` returned for it."""
-        if cutlass.const_expr(self.config.splits > 1):
-            if self.split.reduce(work.tile, work.split, acc):
+        if cutlass.const_expr(self.config.shares_k):
+            if self.split.reduce(work, acc):
                 self.apply(work, acc, prefetched)
         else:
             self.apply(work, acc, prefetched)
@@ -89,21 +89,25 @@ class TileEpilogue(DeviceStruct):
         fragment = self._fragment(work)
         amax_m: dict = {}
         staged = self.spec.store == "tma"
-        if cutlass.const_expr(staged):
-            self.staged.wait_buffer()
+        passes = self.config.store_passes if staged else 1
+        per_pass = self.config.m_atoms // passes
         if cutlass.const_expr(len(along_n) > 0):
             self._share_along_n(along_n)
-        for block in cutlass.range_constexpr(0, self.config.tile_n // 8, 2 if staged else 1):
-            packed = []
-            for b in cutlass.range_constexpr(block, block + (2 if staged else 1)):
-                packed.append(self._block(fragment, acc, b, (along_m, scalars), amax_m))
+        for store_pass in cutlass.range_constexpr(passes):
+            atoms = range(store_pass * per_pass, (store_pass + 1) * per_pass)
             if cutlass.const_expr(staged):
-                for atom in cutlass.range_constexpr(self.config.m_atoms):
-                    self.staged.stage(atom, block, [*packed[0][atom], *packed[1][atom]])
+                self.staged.wait_buffer()
+            for block in cutlass.range_constexpr(0, self.config.tile_n // 8, 2 if staged else 1):
+                packed = []
+                for b in cutlass.range_constexpr(block, block + (2 if staged else 1)):
+                    packed.append(self._block(fragment, acc, b, atoms, (along_m, scalars), amax_m))
+                if cutlass.const_expr(staged):
+                    for i in cutlass.range_constexpr(per_pass):
+                        self.staged.stage(i, block, [*packed[0][i], *packed[1][i]])
+            if cutlass.const_expr(staged):
+                self.staged.store(work.m, work.n, work.l, store_pass)
         for (name, atom, h), value in amax_m.items():
             reduce_over_n(self.tensors[name], fragment, atom, h, value)
-        if cutlass.const_expr(staged):
-            self.staged.store(work.m, work.n, work.l)
 
     def _fragment(self, work) -> Fragment:
         config, lane = self.config, self.thread % 32
@@ -145,8 +149,8 @@ class TileEpilogue(DeviceStruct):
         pair = cute.make_tensor(pointer, cute.make_layout(2)).load()
         return [Float32(pair[0]), Float32(pair[1])]
 
-    def _block(self, fragment: Fragment, acc, block: int, loaded, amax_m: dict) -> list:
-        """All elements of one n-block; returns per 64-row tile the packed pairs of rows g and g + 8 (staged store)."""
+    def _block(self, fragment: Fragment, acc, block: int, atoms: range, loaded, amax_m: dict) -> list:
+        """All elements of one n-block of some 64-row tiles; returns per 64-row tile the packed pairs of rows g and g + 8 (staged store)."""
         along_n = {
             (leaf.name, j): value
             for v, leaf in enumerate(self._vectors(False))
@@ -154,7 +158,7 @@ class TileEpilogue(DeviceStruct):
         }
         amax_n: dict = {}
         packed = []
-        for atom in range(self.config.m_atoms):
+        for atom in atoms:
             rows = []
             for h in range(2):
                 elements = [self._element(fragment, acc, loaded, along_n, (atom, h, block, j)) for j in range(2)]
@@ -234,7 +238,7 @@ def bind(spec: EpilogueSpec, config: Sm90Config, tensors: dict, sizes, storage, 
     """
     staged = StagedStore(*tma, storage.store, config, tensors["d"].element_type, consumer, thread) if tma else ()
     split = ()
-    if config.splits > 1:
-        split = SplitK(tensors["partials"], tensors["counters"], storage.flags, config, sizes, consumer, thread)
+    if config.shares_k:
+        split = SplitK(tensors["partials"], tensors["counters"], storage.flags, config, consumer, thread)
     vectors = storage.vectors + consumer * (n_vectors(spec.tree, config.swap_ab) * config.tile_n)
     return TileEpilogue(spec, config, tensors, sizes, (staged, split, vectors), consumer, thread)

@@ -40,7 +40,7 @@ from cutefp4.gemm_plan import Sm90GemmPlan
 from ..common.barriers import Ring, RingSpec
 from ..epilogue import tile as tile_epilogue
 from ..epilogue.staged_store import store_tma
-from ..scheduler import StaticScheduler
+from ..scheduler import StaticScheduler, StreamKScheduler
 from .decode import ActivationReorderer, RegisterOperandReader, SharedOperandDecoder, decode_role
 from .loader import SCALE_WARPS, CompactScaleLoader, OperandLoader, compact_scale_role, load_role, operand_tma
 from .mma import WarpgroupMma, mainloop
@@ -72,7 +72,8 @@ class Sm90Gemm:
         self.size = stage_bytes(plan)
         acc_exponent = self.format.product_exponent * (2 if plan.activations == "nvfp4" else 1)
         self.epilogue = tile_epilogue.EpilogueSpec(plan.epilogue, acc_exponent, plan.store)
-        self.store_bytes = plan.config.tile_m * plan.config.tile_n * 2 if plan.store == "tma" else 0
+        passes, tile = plan.config.store_passes, plan.config.tile_m * plan.config.tile_n
+        self.store_bytes = tile * 2 // passes if plan.store == "tma" else 0
         vectors = tile_epilogue.n_vectors(plan.epilogue, plan.config.swap_ab)
         self.vector_floats = vectors * plan.config.tile_n * plan.config.consumer_groups
 
@@ -99,7 +100,10 @@ class Sm90Gemm:
         ]
         tiles_m, tiles_n = cute.ceil_div(rows_m, config.tile_m), cute.ceil_div(rows_n, config.tile_n)
         k_stages = cute.ceil_div(bytes_k * 2, config.tile_k)
-        scheduler = StaticScheduler(tiles_m, tiles_n, l, k_stages, config.raster_group, config.splits)
+        if cutlass.const_expr(config.stream_k):
+            scheduler = StreamKScheduler(tiles_m, tiles_n, l, k_stages, config.raster_group, sms)
+        else:
+            scheduler = StaticScheduler(tiles_m, tiles_n, l, k_stages, config.raster_group, config.splits)
         tiled_mma = cute.make_tiled_mma(
             warpgroup.MmaF16BF16Op(
                 self.format.dtype,
@@ -115,7 +119,7 @@ class Sm90Gemm:
         self.kernel(
             tma_m, tma_n, tma_d, compact_tensors, tiled_mma, epilogue_tensors, (rows_m, rows_n), scheduler
         ).launch(
-            grid=[cutlass.min(scheduler.total(), sms), 1, 1],
+            grid=[scheduler.ctas(sms), 1, 1],
             block=[config.threads, 1, 1],
             min_blocks_per_mp=1,
             stream=stream,
@@ -187,7 +191,11 @@ class Sm90Gemm:
             work = scheduler.work(index)
             prefetched = epilogue.prefetch(work)
             states = mainloop(work, mma, reader, rings, states, self.size, thread % 32)
-            epilogue.store_tile(work, mma.acc, prefetched)
+            if cutlass.const_expr(config.stream_k):
+                if work.k_count > 0:
+                    epilogue.store_tile(work, mma.acc, prefetched)
+            else:
+                epilogue.store_tile(work, mma.acc, prefetched)
         if cutlass.const_expr(self.plan.store == "tma"):
             epilogue.staged.drain()
 
@@ -226,9 +234,9 @@ def _epilogue_fakes(plan: Sm90GemmPlan, l, m, n) -> tuple:
         dtype = DTYPES[sink.dtype] if isinstance(sink, nodes.Store) else Float32
         shape = {nodes.Store: (l, m, n), nodes.RowAmax: (l, m), nodes.ColumnAmax: (l, n)}
         fakes.append(_matrix(dtype, *shape[type(sink)], align=dtype.width // 8))
-    if plan.config.splits > 1:
+    if plan.config.shares_k:
         registers = plan.config.m_atoms * plan.config.tile_n // 2
-        fakes.append(_matrix(Float32, plan.config.splits, cute.sym_int(), registers, 128))
+        fakes.append(_matrix(Float32, cute.sym_int(), plan.config.consumer_groups, registers, 128))
         fakes.append(_matrix(Int32, cute.sym_int(), align=4))
     return tuple(fakes)
 
