@@ -51,8 +51,40 @@ class CudaIsCpu(TorchFunctionMode):
             moved = True
         if name == "cuda":
             return aligned_copy(args[0].clone(memory_format=torch.preserve_format))
+        if name == "_scaled_mm" and args[2].dim() == 1:
+            return block_scaled_mm(*args[:4], kwargs["out_dtype"])
         out = func(*args, **kwargs)
         return aligned_copy(out) if moved and isinstance(out, torch.Tensor) else out
+
+
+def block_scaled_mm(a, b, scale_a, scale_b, out_dtype: torch.dtype) -> torch.Tensor:
+    """torch._scaled_mm of block-scaled operands, which torch has on CUDA only, summed in float64.
+
+    ``a`` is (M, K) and ``b`` (K, N), column-major, in float8 or packed float4; the scales are e4m3 per 16 or e8m0 per
+    32 elements of K in the 128x4 tiled layout, flattened.
+    """
+    return (_dequantised(a, scale_a) @ _dequantised(b.transpose(0, 1), scale_b).transpose(0, 1)).to(out_dtype)
+
+
+def _dequantised(codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """(rows, K) float64 values."""
+    if codes.dtype == torch.float4_e2m1fn_x2:
+        table = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6], dtype=torch.float64)
+        table = torch.cat([table, -table])
+        raw = codes.contiguous().view(torch.uint8).long()
+        values = table[torch.stack([raw & 15, raw >> 4], dim=-1)].flatten(1)
+    else:
+        values = codes.to(torch.float64)
+    rows, k = values.shape
+    block = 16 if scale.dtype == torch.float8_e4m3fn else 32
+    tiles_m, tiles_k = -(-rows // 128), -(-(k // block) // 4)
+    factors = scale.to(torch.float64).reshape(tiles_m, tiles_k, 32, 4, 4).permute(0, 3, 2, 1, 4)
+    factors = factors.reshape(tiles_m * 128, tiles_k * 4)[:rows, : k // block]
+    return values * factors.repeat_interleave(block, dim=1)
+
+
+DRIVER_ANSWERS = {"cuInit": (), "cuDeviceGetCount": (1,), "cuDeviceGet": (0,), "cuCtxGetCurrent": (0,), "cuCtxSynchronize": (),
+                  "cuDriverGetVersion": (13000,)}  # fmt: skip
 
 
 class _Stream:
@@ -89,7 +121,9 @@ def _run_once(callable, *, workspace_generator=None, workspace_count=1, kernel_a
 @contextlib.contextmanager
 def cuda_on_cpu(arch: str, sms: int):
     """Inside, torch believes in one CUDA device of architecture ``arch``, and benchmark loops do not run."""
-    import cutlass.cute.testing as testing
+    import cutlass.cute.testing
+    import cutlass.testing
+    from cuda.bindings import driver
 
     properties = SimpleNamespace(name=f"emulated {arch}", multi_processor_count=sms, major=CAPABILITY[arch][0],
                                  minor=CAPABILITY[arch][1], total_memory=1 << 34, L2_cache_size=1 << 26,
@@ -105,6 +139,10 @@ def cuda_on_cpu(arch: str, sms: int):
     with contextlib.ExitStack() as stack:
         for name, value in answers.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, value))
-        stack.enter_context(mock.patch.object(testing, "benchmark", _run_once))
+        for name, values in DRIVER_ANSWERS.items():
+            answer = (driver.CUresult.CUDA_SUCCESS, *values)
+            stack.enter_context(mock.patch.object(driver, name, lambda *a, answer=answer: answer))
+        for module in (cutlass.testing, cutlass.cute.testing):
+            stack.enter_context(mock.patch.object(module, "benchmark", _run_once))
         stack.enter_context(CudaIsCpu())
         yield

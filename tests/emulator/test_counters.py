@@ -20,35 +20,36 @@ def test_bank_conflicts(words, stride, wavefronts, store):
     plain = counters(banks.strided(words, words, store))
     got = counters(banks.strided(words, stride, store))
     fill = -(-(32 * stride * 4 + 16) // 128) + -(-(32 * words * 4 + 16) // 128) * -1
-    assert got["BANK_CONFLICTS"] - plain["BANK_CONFLICTS"] == wavefronts - words
-    assert got["SHARED_WAVEFRONTS"] - plain["SHARED_WAVEFRONTS"] == wavefronts - words + fill
+    assert got["bank_conflicts"] - plain["bank_conflicts"] == wavefronts - words
+    assert got["shared_wavefronts"] - plain["shared_wavefronts"] == wavefronts - words + fill
 
 
 def test_hopper_gemm_counts():
     m, n, k = 256, 128, 256
     got = counters(hopper_gemm.kernel(m, n, k))
-    assert got["MMA_MACS"] == m * n * k
-    assert got["MMA_INSTRUCTIONS"] == (m // 64) * (n // 64) * (k // 16)
+    assert got["mma_macs"] == m * n * k
+    assert got["mma_instructions"] == (m // 64) * (n // 64) * (k // 16)
     k_blocks, tiles = k // 64, (m // 64) * (n // 64)
-    assert got["ASYNC_LOAD_BYTES"] == tiles * k_blocks * (hopper_gemm.A_BYTES + hopper_gemm.B_BYTES // 2)
-    assert got["ASYNC_STORE_BYTES"] == m * n * 2
-    assert got["BANK_CONFLICTS"] == 0, "the swizzled stmatrix tile has none"
-    assert got["CTAS"] == 4
+    # bytes that arrive in shared memory: a multicast counts in every CTA that receives it
+    assert got["async_load_bytes"] == tiles * k_blocks * (hopper_gemm.A_BYTES + hopper_gemm.B_BYTES)
+    assert got["async_store_bytes"] == m * n * 2
+    assert got["bank_conflicts"] == 0, "the swizzled stmatrix tile has none"
+    assert got["ctas"] == 4
 
 
 def test_blackwell_gemm_counts():
     m, n, k = 256, 256, 512
     got = counters(blackwell_gemm.kernel(m, n, k))
     tiles, k_blocks = (m // 128) * (n // 128), k // 256
-    assert got["MMA_MACS"] == m * n * k
-    assert got["MMA_INSTRUCTIONS"] == tiles * k_blocks * 4
-    assert got["ASYNC_LOAD_BYTES"] == tiles * k_blocks * blackwell_gemm.STAGE_BYTES
-    assert got["ASYNC_STORE_BYTES"] == m * n * 2
+    assert got["mma_macs"] == m * n * k
+    assert got["mma_instructions"] == tiles * k_blocks * 4
+    assert got["async_load_bytes"] == tiles * k_blocks * blackwell_gemm.STAGE_BYTES
+    assert got["async_store_bytes"] == m * n * 2
 
 
 def test_counts_do_not_depend_on_the_schedule():
     kernel = blackwell_gemm.kernel(256, 128, 512)
-    names = ("MMA_MACS", "ASYNC_LOAD_BYTES", "ASYNC_STORE_BYTES", "SHARED_STORE_BYTES", "TMEM_BYTES")
+    names = ("mma_macs", "async_load_bytes", "async_store_bytes", "shared_store_bytes", "tmem_bytes")
     runs = [{n: c[n] for n in names} for c in (counters(kernel, seed=s) for s in (None, 1, 2))]
     assert runs[0] == runs[1] == runs[2]
 

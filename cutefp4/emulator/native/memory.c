@@ -356,15 +356,15 @@ int op_ISSPACEP(Machine *m, Warp *w, const Instr *ins, u32 mask)
     w->preds[ins->a[0]] = (w->preds[ins->a[0]] & ~mask) | r;
     return EX_NEXT;
 }
-/* mapa: args d a rank; mod 1: 64-bit addresses, 2: generic */
+/* mapa: args d a rank; mod 1: 64-bit addresses, 2: generic.  A rank outside the cluster is an error only when the address
+ * is used: NVIDIA's pipelines map the lane number and then let only the lanes with a CTA arrive. */
 int op_MAPA(Machine *m, Warp *w, const Instr *ins, u32 mask)
 {
     const u32 *R = SRC(u32, 2);
     FOR_ACTIVE(mask) {
         u64 a = ins->mod & 1 ? SRC(u64, 1)[l] : SRC(u32, 1)[l];
-        if (R[l] >= w->cta->cluster->size)
-            return finding(m, w, ins, l, F_ILLEGAL_INSTRUCTION, a, "mapa to CTA rank %u of a cluster of %u", R[l], w->cta->cluster->size);
-        a = (a & ~0xff000000ull) | (u64)R[l] << SMEM_RANK_SHIFT;
+        u32 rank = R[l] < w->cta->cluster->size ? R[l] : 0xff;
+        a = (a & ~0xff000000ull) | (u64)rank << SMEM_RANK_SHIFT;
         if (ins->mod & 1) DST(u64, 0)[l] = a;
         else DST(u32, 0)[l] = (u32)a;
     }

@@ -33,7 +33,9 @@ class Fault:
 _H, _B = hopper_gemm, blackwell_gemm
 
 HOPPER = (
-    Fault("barrier initialisation not fenced", "fence.mbarrier_init.release.cluster;"),
+    Fault("barrier initialisation neither fenced nor released",
+          "fence.mbarrier_init.release.cluster;\n  barrier.cluster.arrive.release.aligned;",
+          "barrier.cluster.arrive.relaxed.aligned;"),
     Fault("no cluster barrier after the initialisation",
           "barrier.cluster.arrive.release.aligned;\n  barrier.cluster.wait.acquire.aligned;\n  mov.b32", "mov.b32"),
     Fault("no cluster barrier before the exit",
