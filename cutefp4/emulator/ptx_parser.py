@@ -153,6 +153,7 @@ _NUMBER = re.compile(
     r"|(?P<int>[-+]?(?:0[xX][0-9a-fA-F]+|0[bB][01]+|\d+))U?$|(?P<dec>[-+]?\d*\.\d+(?:[eE][-+]?\d+)?|[-+]?\d+\.\d*)"
 )
 _NAME = re.compile(r"[A-Za-z_$%][\w$%]*")
+_PREDEFINED = {"%tid", "%ntid", "%ctaid", "%nctaid", "%laneid", "%warpid", "%smid", "%clock", "%clock64", "%clusterid", "%cluster_ctaid"}
 _COMPONENTS = {"x": 0, "y": 1, "z": 2, "w": 3, "r": 0, "g": 1, "b": 2, "a": 3}
 _VARIABLE = re.compile(
     r"(?:\.(?P<extern>extern|visible|weak|common)\s+)*\.(?P<space>shared|local|global|const|param|managed)"
@@ -355,6 +356,8 @@ class _Parser:
             raise self.fail(f"unknown register declaration {statement!r}")
         width, kind = int(match.group(1) or 1), match.group(2)
         for name in match.group(3).split(","):
+            if name.strip() in _PREDEFINED:
+                raise self.fail(f"{name.strip()} is a predefined register")
             ranged = re.match(r"([^<]+)<(\d+)>$", name.strip())
             if ranged:
                 scope.ranges[ranged.group(1)] = (kind, int(ranged.group(2)))

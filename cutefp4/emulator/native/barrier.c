@@ -81,6 +81,13 @@ int op_BAR(Machine *m, Warp *w, const Instr *ins, u32 mask)
     return EX_NEXT;
 }
 
+/* fenced: 1 a fence has published the init, 2 a releasing cluster barrier will once it completes */
+static void mbars_fenced(Cta *cta, u32 warp, u32 how)
+{
+    for (u32 i = 0; i < cta->n_mbars; i++)
+        if (cta->mbars[i].init_warp == warp && cta->mbars[i].fenced != 1) cta->mbars[i].fenced = how;
+}
+
 /* ---- barrier.cluster.  mod: 1 wait (else arrive), 4 aligned, 8 relaxed */
 static void cluster_check(Machine *m, Cluster *c)
 {
@@ -93,17 +100,15 @@ static void cluster_check(Machine *m, Cluster *c)
         }
     if (!arrived) return;
     for (u32 i = 0; i < c->size; i++)
+        for (u32 k = 0; k < c->ctas[i]->n_mbars; k++)
+            if (c->ctas[i]->mbars[k].fenced == 2) c->ctas[i]->mbars[k].fenced = 1;
+    for (u32 i = 0; i < c->size; i++)
         for (u32 k = 0; k < c->ctas[i]->n_warps; k++) {
             Warp *w = &c->ctas[i]->warps[k];
             w->cluster_done |= w->cluster_arrived;
             w->cluster_arrived = 0;
         }
     event(m);
-}
-static void mbars_fenced(Cta *cta, u32 warp)
-{
-    for (u32 i = 0; i < cta->n_mbars; i++)
-        if (cta->mbars[i].init_warp == warp) cta->mbars[i].fenced = 1;
 }
 int op_BARRIER_CLUSTER(Machine *m, Warp *w, const Instr *ins, u32 mask)
 {
@@ -113,7 +118,7 @@ int op_BARRIER_CLUSTER(Machine *m, Warp *w, const Instr *ins, u32 mask)
         if (mask & (w->cluster_arrived | w->cluster_done))
             return finding(m, w, ins, lowest_lane(mask), F_BARRIER_MISUSE, 0, "barrier.cluster.arrive twice without a wait between");
         w->cluster_arrived |= mask;
-        if (!(ins->mod & 8)) mbars_fenced(w->cta, w->index);
+        if (!(ins->mod & 8)) mbars_fenced(w->cta, w->index, 2);
         shadow_arrive(m, w, c);
         cluster_check(m, c);
         event(m);
@@ -193,7 +198,7 @@ static void mbar_check(Machine *m, Cta *cta, Mbarrier *b)
 }
 static void check_fenced(Machine *m, const Warp *w, const Instr *ins, u32 lane, const Cta *cta, Mbarrier *b, const char *who)
 {
-    if (b->fenced || !m->launch->strict) return;
+    if (b->fenced == 1 || !m->launch->strict) return;
     b->fenced = 1;
     finding(m, w, ins, lane, F_MBARRIER_NOT_FENCED, b->offset,
             "%s uses the mbarrier at shared offset %u of CTA %u, whose init (PTX line %u) no fence.mbarrier_init has published", who,
@@ -360,6 +365,6 @@ int op_MBAR_PENDING(Machine *m, Warp *w, const Instr *ins, u32 mask)
 int op_FENCE(Machine *m, Warp *w, const Instr *ins, u32 mask)
 {
     if (ins->mod & 1) shadow_fence_async(m, w, mask);
-    if (ins->mod & 3) mbars_fenced(w->cta, w->index);
+    if (ins->mod & 3) mbars_fenced(w->cta, w->index, 1);
     return EX_NEXT;
 }

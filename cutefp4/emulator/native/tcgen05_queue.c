@@ -67,7 +67,7 @@ static int commit_step(Machine *m, AsyncOp *op) {
     for (u32 rank = 0; rank < cl->size; rank++) {
         if (!(op->u[1] >> rank & 1)) continue;
         Cta *to = cl->ctas[rank];
-        if (!to || to->exited)
+        if (!to || to->exited || (!to->live_warps && to != op->warp->cta))
             finding(m, op->warp, op->ins, op->lane, F_REMOTE_EXITED, op->u[0], "tcgen05.commit arrives on an mbarrier of CTA %u of the "
                     "cluster, which has exited", rank);
         else mbar_arrive(m, op->warp, op->ins, op->lane, to, (u32)op->u[0], 1);

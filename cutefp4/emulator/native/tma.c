@@ -146,9 +146,15 @@ static int load_read(Machine *m, AsyncOp *op) {
     return ASYNC_MORE;
 }
 
-static void load_write(Machine *m, TmaOp *t, Cluster *cl) {
+static void remote_exited(Machine *m, const AsyncOp *op, u32 rank) {
+    finding(m, op->warp, op->ins, op->lane, F_REMOTE_EXITED, rank, "the load arrives in CTA %u of the cluster after that CTA has exited; let "
+            "every CTA wait for its last incoming copy, or end with a cluster barrier", rank);
+}
+
+static void load_write(Machine *m, const AsyncOp *op, TmaOp *t, Cluster *cl) {
     for (u32 rank = 0; rank < cl->size; rank++) {
         if (!(t->targets >> rank & 1)) continue;
+        if (!cl->ctas[rank]->live_warps && cl->ctas[rank] != op->cta) remote_exited(m, op, rank);
         u8 *smem = cl->ctas[rank]->smem;
         if (t->map.swizzle == SWZ_NONE) memcpy(smem + t->smem, t->buffer, t->bytes);
         else
@@ -185,7 +191,7 @@ static int load_step(Machine *m, AsyncOp *op) {
         return r;
     }
     if (op->phase == 1) {
-        load_write(m, t, cl);
+        load_write(m, op, t, cl);
         return ASYNC_MORE;
     }
     load_signal(m, op, t);
