@@ -276,3 +276,49 @@ def test_im2col_is_named():
     data = bytes_like((16, 64))
     with pytest.raises(emulator.EmulatorError, match="im2col"):
         load(Map((64, 16), (64,), (64, 8), U8), data, (0, 0), 512, 512, "im2col")
+
+
+LATE = HEADER + """
+.visible .entry k(.param .align 64 .b8 MAP[128], .param .u64 DATA)
+{
+  .shared .align 1024 .b8 tile[512];
+  .shared .align 8 .b64 bar;
+  .reg .b64 %map;
+  .reg .b32 %i, %s, %b, %rank;
+  .reg .b16 %both;
+  .reg .pred %p, %q;
+  mov.b64 %map, MAP; cvta.param.u64 %map, %map; mov.b16 %both, 3;
+  mov.u32 %i, %tid.x; mov.u32 %rank, %cluster_ctarank; mov.u32 %s, tile; mov.u32 %b, bar; setp.eq.u32 %p, %i, 0;
+  @%p mbarrier.init.shared::cta.b64 [%b], 1;
+  fence.mbarrier_init.release.cluster;
+  @%p mbarrier.arrive.expect_tx.shared::cta.b64 _, [%b], 512;
+  barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;
+  setp.ne.u32 %q, %rank, 0;
+  @%q bra DONE;
+  @%p cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%s], [%map, {0, 0}], [%b], %both;
+WAIT:
+  mbarrier.try_wait.parity.shared::cta.b64 %q, [%b], 0; @!%q bra WAIT;
+DONE:
+  ret;
+}
+"""
+
+
+def test_multicast_to_a_cta_that_left():
+    data = bytes_like((16, 64))
+    m = np.frombuffer(Map((64, 16), (64,), (64, 8), U8).encode(data.data_ptr()), np.uint8)
+
+    def run(text, seed):
+        with emulator.device("sm_100a", seed=seed) as dev:
+            dev.launch_ptx(text, "k", (2, 1, 1), (32, 1, 1), [m, data], cluster=(2, 1, 1))
+
+    right = LATE.replace("  @%q bra DONE;\n", "  @%q bra WAIT;\n")
+    for seed in SEEDS:
+        run(right, seed)
+    kinds = set()
+    for seed in range(1, 9):
+        try:
+            run(LATE, seed)
+        except emulator.EmulatorError as error:
+            kinds |= {f.kind for f in error.report.findings}
+    assert "REMOTE_EXITED" in kinds
