@@ -80,9 +80,9 @@ def test_spaces_before_modifiers_and_missing_ones_after_commas():
 
 @pytest.mark.parametrize(
     "body, words",
-    [("  mov.b32 %r0, %r99;", "not declared"), ("  mov.b32 %r0, $$;", "not understood"), ("  bra NOWHERE;", "label NOWHERE"),
+    [("  mov.b32 %r0, %r99;", "neither declared"), ("  mov.b32 %r0, 12x;", "not understood"), ("  mov.b32 %r0, x;", "x is not declared"), ("  bra NOWHERE;", "label NOWHERE"),
      ("  .reg .b33 x;", "unknown register declaration"), ("  .reg .b32 %tid;", "predefined"), ("  mov.b64 %rd0, missing;", "not declared"),
-     ("  add.u32 %r0, %rd0, 1;", "64 bits where 32"), ("  mov.u32 %r0, %nosuch;", "not implemented"),
+     ("  add.u32 %r0, %rd0, 1;", "64 bits where 32"), ("  mov.u32 %r0, %nosuch;", "neither declared"),
      ("  selp.b32 %r0, 1, 2, %r1;", "not a predicate"), ("  ld.global.v2.b32 {%r0, %r1, %r2}, [%out];", "3 registers")],
 )  # fmt: skip
 def test_errors_name_the_line(body: str, words: str):

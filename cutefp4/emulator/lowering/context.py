@@ -294,7 +294,7 @@ class Context:
             return self.constant(1, bits)
         if name in ("tid.w", "ctaid.w"):
             return self.constant(0, bits)
-        raise self.fail(f"special register {reg.name} is not implemented")
+        raise self.fail(f"{reg.name} is neither declared nor a special register that is implemented")
 
     def read_special(self, name: str, bits: int, add: int = 0) -> int:
         slot = self.scratch(bits)
