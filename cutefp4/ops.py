@@ -10,14 +10,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-from cutefp4 import emulator, ops_gemm_sm90, ops_quantize
+from cutefp4 import emulator, ops_gemm_sm90, ops_gemm_sm100, ops_quantize
 from cutefp4.errors import UnsupportedError
 from cutefp4.launch import arch_of
 
 EMULATED_ARCH = "sm_90a"
 """Architecture of the emulated device of a call that brings none: the one that has all operations."""
 
-GEMM = {"sm_90a": ops_gemm_sm90.gemm}
+GEMM = {"sm_90a": ops_gemm_sm90.gemm, "sm_100a": ops_gemm_sm100.gemm, "sm_103a": ops_gemm_sm100.gemm}
 """The dense GEMM of each architecture."""
 
 

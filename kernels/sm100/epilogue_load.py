@@ -38,7 +38,7 @@ class TileLoads(DeviceStruct):
         self.vectors = vectors + warp * (len(self.columns) * config.tile_n)
 
     def begin(self, row: Int32, first_column: Int32, l: Int32) -> dict:
-        """Load vectors and scalars of a work tile, before waiting for its accumulator: row values and scalars by name."""
+        """Load vectors and scalars of a work tile, before its accumulator is there. Row values and scalars by name."""
         clamped = cutlass.min(row, self.size_m - 1)
         loaded = {}
         for leaf in self.leaves:

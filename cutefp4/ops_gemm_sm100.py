@@ -1,0 +1,189 @@
+"""Launches of the Blackwell GEMM: allocate D, choose a plan, run.
+
+    gemm        NVFP4 x NVFP4, the operation "gemm" of the backends
+    make_plan   what it runs, and why (`PlannedGemm.explain`), without running it
+
+K must be a multiple of 32 inside the kernel (rows of codes of 16 bytes). Otherwise codes are copied once with zeros at
+the end of each row; tiled scales are padded already. Scales must be tiled: tcgen05 reads the tiles as they are in memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from cutefp4 import compile as kernel_cache
+from cutefp4.config_sm100 import TILE_K, budget_table
+from cutefp4.epilogue import Epilogue, default_epilogue
+from cutefp4.errors import UnsupportedError
+from cutefp4.format import gemm_constant
+from cutefp4.gemm_plan_sm100 import Sm100GemmPlan
+from cutefp4.heuristics import sm100
+from cutefp4.launch import Operator, arch_of, sm_count, target
+from cutefp4.operand import Nvfp4Operand
+
+K_MULTIPLE = 32
+_NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
+_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+
+@dataclass(frozen=True)
+class GemmRequest:
+    """Everything that a plan depends on; hashable, made from tensors without touching their data.
+
+    m, n, k: of the product, K padded to 32. batch: L. out_dtype: of D. tree: text of the epilogue, see `tree_of`.
+    aligned: D and C start at multiples of 16 bytes.
+    """
+
+    m: int
+    n: int
+    k: int
+    batch: int
+    out_dtype: str
+    tree: str
+    aligned: bool = True
+    batch_invariant: bool = False
+
+    def store(self) -> str:
+        """How D can be written."""
+        return "tma" if self.aligned and self.n * _BYTES[self.out_dtype] % 16 == 0 else "elements"
+
+
+@dataclass(frozen=True)
+class PlannedGemm:
+    """A plan with the problem it was chosen for."""
+
+    request: GemmRequest
+    plan: Sm100GemmPlan
+    shape: sm100.GemmShape
+    sms: int
+
+    def explain(self) -> str:
+        """What runs and why: tiles, cluster, predicted time and its limiter, budgets."""
+        r, config = self.request, self.plan.config
+        e = sm100.estimate(config, self.shape, sm100.Machine(sms=self.sms))
+        return "\n".join(
+            [
+                f"W4A4 {r.m}x{r.n}x{r.k}, batch {r.batch}, D {r.out_dtype} stored by {self.plan.store}",
+                f"predicted {e.us:.1f} us on {self.sms} SMs, limited by {e.limiter} (a model: not measured on a GPU)",
+                f"{e.waves} wave(s) of tiles, {-(-r.k // TILE_K)} stages of K each",
+                budget_table(config, self.plan.column_vectors()),
+            ]
+        )
+
+
+def make_plan(request: GemmRequest, arch: str, sms: int) -> PlannedGemm:
+    """The plan of a request."""
+    tree = tree_of(request.tree)
+    c_bytes = sum(_BYTES[leaf.dtype] for leaf in tree.leaves() if leaf.name == "c")
+    shape = sm100.GemmShape(
+        request.m,
+        request.n,
+        request.k,
+        request.batch,
+        _BYTES[request.out_dtype],
+        c_bytes,
+        sum(leaf.name in ("alpha_b", "bias") for leaf in tree.leaves()),
+    )
+    config = sm100.choose(shape, sms, request.batch_invariant)
+    return PlannedGemm(request, Sm100GemmPlan(arch, config, tree, request.out_dtype, request.store()), shape, sms)
+
+
+@cache
+def tree_of(text: str) -> Epilogue:
+    """The epilogue that a text stands for: e4m3 maxima, kinds of alpha_a and alpha_b, dtypes of bias and C, ..."""
+    max_a, max_b, alpha_a, alpha_b, bias, activation, c, beta = text.split(";")
+    bias, activation, c = (None if part == "None" else part for part in (bias, activation, c))
+    constant = gemm_constant(int(max_a), int(max_b))
+    return default_epilogue(constant, alpha_a, alpha_b, bias, activation, c, float(beta))
+
+
+_plans: dict[tuple, PlannedGemm] = {}
+
+
+def _gemm_into(a, a_scales, b, b_scales, leaves, d, tree: str, batch_invariant: bool) -> None:
+    """Run on 3-D codes and flat scales; `leaves` are in the order of the tree's leaves."""
+    l, m, _ = a.shape
+    aligned = all(t.data_ptr() % 16 == 0 for t in (d, *(leaf for leaf in leaves if leaf.dim() == 3)))
+    dtype = _NAMES[d.dtype]
+    request = GemmRequest(m, b.shape[1], b.shape[2] * 2, l, dtype, tree, aligned, batch_invariant)
+    key = (request, d.device, target(d.device))
+    planned = _plans.get(key)
+    if planned is None:
+        planned = _plans[key] = make_plan(request, arch_of(d.device), sm_count(d.device))
+    kernel_cache.get(planned.plan)(a, a_scales, b, b_scales, (d, *leaves), planned.sms)
+
+
+gemm_into = Operator(
+    "gemm_sm100_into(Tensor a, Tensor a_scales, Tensor b, Tensor b_scales, Tensor[] leaves, Tensor(a!) d, str tree, "
+    "bool batch_invariant) -> ()",
+    _gemm_into,
+)
+
+
+def _codes(operand: Nvfp4Operand) -> torch.Tensor:
+    """(L, rows, K/2), rows padded to 16 bytes."""
+    missing = -operand.codes.shape[-1] % (K_MULTIPLE // 2)
+    codes = torch.nn.functional.pad(operand.codes, (0, missing)) if missing else operand.codes
+    return codes if codes.dim() == 3 else codes[None]
+
+
+def _scales(name: str, operand: Nvfp4Operand) -> torch.Tensor:
+    if operand.scale_layout != "tiled":
+        raise UnsupportedError(
+            f"{name} with {operand.scale_layout} scales on Blackwell",
+            "tiled scales (128x4 tiles)",
+            "quantise with scale_layout='tiled', or convert with cutefp4.scale_layout.to_tiled",
+        )
+    return operand.block_scales.view(torch.uint8).reshape(-1)
+
+
+def gemm(
+    a: Nvfp4Operand,
+    b: Nvfp4Operand,
+    *,
+    bias: torch.Tensor | None = None,
+    activation: str | None = None,
+    c: torch.Tensor | None = None,
+    beta: float = 1.0,
+    out_dtype: torch.dtype = torch.bfloat16,
+    out: torch.Tensor | None = None,
+    batch_invariant: bool = False,
+) -> torch.Tensor:
+    """D = activation(z + bias) + beta * C, as `cutefp4.gemm` defines it, with the arguments already checked there.
+
+    Raises:
+        UnsupportedError: compact scales.
+    """
+    scales = _scales("A", a), _scales("B", b)
+    batch = a.batch_shape[0] if a.batch_shape else 1
+    d = torch.empty(*a.batch_shape, a.rows, b.rows, dtype=out_dtype, device=a.device) if out is None else out
+    if 0 in d.shape:
+        return d
+    c = c if beta else None
+    matrix = (batch, a.rows, b.rows)
+    leaves = [
+        a.amax.view(batch, a.rows) if a.scaling == "token" else a.amax.view(batch),
+        b.amax.view(batch, b.rows) if b.scaling == "token" else b.amax.view(batch),
+        *([] if bias is None else [bias.expand(batch, b.rows).contiguous()]),
+        *([] if c is None else [c.view(matrix)]),
+    ]
+    tree = ";".join(
+        map(
+            str,
+            (
+                a.e4m3_max,
+                b.e4m3_max,
+                "row" if a.scaling == "token" else "scalar",
+                "column" if b.scaling == "token" else "scalar",
+                None if bias is None else _NAMES[bias.dtype],
+                activation,
+                None if c is None else _NAMES[c.dtype],
+                beta,
+            ),
+        )
+    )
+    gemm_into(_codes(a), scales[0], _codes(b), scales[1], leaves, d.view(matrix), tree, batch_invariant)
+    return d
