@@ -184,10 +184,12 @@ def test_lock_times_out_as_a_disk_error(disk):
             os.write(write_end, b"held")
             os.read(os.pipe()[0], 1)  # never returns: the parent kills this process
     os.read(read_end, 4)
-    with pytest.raises(OSError, match="held by another process"), disk.lock(KEY, timeout=0.2):
-        pass
-    os.kill(child, 9)
-    os.waitpid(child, 0)
+    try:
+        with pytest.raises(OSError, match="held by another process"), disk.lock(KEY, timeout=0.2):
+            pass
+    finally:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
     with disk.lock(KEY, timeout=5):
         pass
 
