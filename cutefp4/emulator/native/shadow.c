@@ -230,13 +230,14 @@ void shadow_release(Machine *m, Claim *c) {
     *(c->prev ? &c->prev->next : &sh->first) = c->next;
     *(c->next ? &c->next->prev : &sh->last) = c->prev;
     int wrote = writes(c->access);
-    u8 clear = (u8) ~(wrote ? SHADOW_WRITING | SHADOW_GENERIC : SHADOW_READING), set = wrote ? SHADOW_INIT : 0;
+    u8 pending = wrote ? SHADOW_WRITING : SHADOW_READING;
+    for (const Claim *o = sh->first; o && pending; o = o->next) /* others may cover the same bytes (MMAs that read one tile): */
+        if (writes(o->access) == wrote && o->lo < c->hi && c->lo < o->hi) pending = 0; /* a stale flag only costs a look */
+    u8 clear = (u8) ~(pending | (wrote ? SHADOW_GENERIC : 0)), set = wrote ? SHADOW_INIT : 0;
     for (u32 i = 0; i < c->n; i++) {
         u8 *f = sh->flags + c->seg[i].off;
         for (u32 b = 0; b < c->seg[i].size; b++) f[b] = (u8)((f[b] & clear) | set);
     }
-    for (Claim *o = sh->first; o; o = o->next) /* others may cover the same bytes (two MMAs that read one tile) */
-        if (writes(o->access) == wrote && o->lo < c->hi && c->lo < o->hi) flag_segments(sh, o);
     free(c);
 }
 
