@@ -53,7 +53,9 @@ class Device:
             _ATTRIBUTE_MINOR: number % 10,
         }
         self._library = ctypes.CDLL(str(library_path()), mode=ctypes.RTLD_GLOBAL)
-        self._host = HostRuntime(self._library, self._launch_from_host, lambda a: attributes.get(a, 0), self._memory.note)
+        self._host = HostRuntime(
+            self._library, self._launch_from_host, lambda a: attributes.get(a, 0), self._memory.note
+        )
 
     # -- what users call
 
@@ -73,8 +75,8 @@ class Device:
         Args:
             entry: kernel name; None if the text has only one.
             args: one per parameter. A CPU tensor or numpy array is passed as its address, unless it has exactly the
-                size of a parameter wider than 8 bytes (then by value, like bytes); an int or float takes the parameter's
-                size.
+                size of a parameter wider than 8 bytes (then by value, like bytes); an int or float takes the
+                parameter's size.
             smem: dynamic shared memory in bytes.
 
         Raises:
@@ -162,15 +164,15 @@ def device(
     """While active, kernels that the DSL compiles run on the CPU and CPU tensors are their device memory.
 
     Args:
-        arch: what the DSL compiles for when told nothing else ("sm_90a", "sm_100a", ...); a kernel's PTX must be for it.
+        arch: what the DSL compiles for when told nothing else: "sm_90a", "sm_100a", ...
         seed: None runs asynchronous work at once; a number picks an adversarial schedule (the same one every time).
         sms: multiprocessors that kernels see and that run CTAs side by side.
         strict: race and initialisation checks of shared and tensor memory.
         max_steps: warp instructions without any side effect after which a launch counts as hung.
 
-    Inside, `cute.compile`, calls of compiled functions (with and without TVM-FFI) and cutefp4's own operations work as on
-    a GPU. A function must be compiled inside: host code is linked to the runtime when it is compiled. Process-wide: no
-    other thread may use the DSL meanwhile.
+    Inside, `cute.compile`, calls of compiled functions (with and without TVM-FFI) and cutefp4's own operations work
+    as on a GPU. A function must be compiled inside: host code is linked to the runtime when it is compiled.
+    Process-wide: no other thread may use the DSL meanwhile.
     """
     made = Device(arch, seed, sms, strict, max_steps)
     token = _current.set(made)

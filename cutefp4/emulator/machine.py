@@ -22,21 +22,38 @@ class _CLaunch(ctypes.Structure):
     """struct Launch of native/emu.h."""
 
     _fields_ = [
-        ("program", ctypes.c_void_p), ("params", ctypes.c_void_p), ("grid", ctypes.c_uint32 * 3), ("block", ctypes.c_uint32 * 3),
-        ("cluster", ctypes.c_uint32 * 3), ("smem_dynamic", ctypes.c_uint32), ("sms", ctypes.c_uint32), ("ctas_per_sm", ctypes.c_uint32),
-        ("seed", ctypes.c_uint64), ("max_steps", ctypes.c_uint64), ("pc_count", ctypes.c_void_p), ("pc_lanes", ctypes.c_void_p),
-        ("strict", ctypes.c_uint32), ("poison", ctypes.c_uint32),
-    ]  # fmt: skip
+        ("program", ctypes.c_void_p),
+        ("params", ctypes.c_void_p),
+        ("grid", ctypes.c_uint32 * 3),
+        ("block", ctypes.c_uint32 * 3),
+        ("cluster", ctypes.c_uint32 * 3),
+        ("smem_dynamic", ctypes.c_uint32),
+        ("sms", ctypes.c_uint32),
+        ("ctas_per_sm", ctypes.c_uint32),
+        ("seed", ctypes.c_uint64),
+        ("max_steps", ctypes.c_uint64),
+        ("pc_count", ctypes.c_void_p),
+        ("pc_lanes", ctypes.c_void_p),
+        ("strict", ctypes.c_uint32),
+        ("poison", ctypes.c_uint32),
+    ]
 
 
 class _CFinding(ctypes.Structure):
     """struct Finding of native/emu.h."""
 
     _fields_ = [
-        ("kind", ctypes.c_uint32), ("line", ctypes.c_uint32), ("pc", ctypes.c_uint32), ("warp", ctypes.c_uint32),
-        ("lane", ctypes.c_uint32), ("count", ctypes.c_uint32), ("cta", ctypes.c_uint32 * 3), ("severity", ctypes.c_uint32),
-        ("address", ctypes.c_uint64), ("text", ctypes.c_char * 480),
-    ]  # fmt: skip
+        ("kind", ctypes.c_uint32),
+        ("line", ctypes.c_uint32),
+        ("pc", ctypes.c_uint32),
+        ("warp", ctypes.c_uint32),
+        ("lane", ctypes.c_uint32),
+        ("count", ctypes.c_uint32),
+        ("cta", ctypes.c_uint32 * 3),
+        ("severity", ctypes.c_uint32),
+        ("address", ctypes.c_uint64),
+        ("text", ctypes.c_char * 480),
+    ]
 
 
 _RESOLVE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_uint64, ctypes.c_uint64)
@@ -58,7 +75,13 @@ def _bind(lib: ctypes.CDLL) -> ctypes.CDLL:
     lib.emu_place.argtypes = [ctypes.c_void_p]
     sizes = (ctypes.c_uint32 * 5)()
     lib.emu_sizes(sizes)
-    expected = [INSTR.itemsize, ctypes.sizeof(CProgram), ctypes.sizeof(_CLaunch), ctypes.sizeof(_CFinding), len(counter_names())]
+    expected = [
+        INSTR.itemsize,
+        ctypes.sizeof(CProgram),
+        ctypes.sizeof(_CLaunch),
+        ctypes.sizeof(_CFinding),
+        len(counter_names()),
+    ]
     if list(sizes) != expected:
         raise EmulatorError(f"the interpreter's structures have sizes {list(sizes)}, the host expects {expected}")
     return lib
@@ -81,7 +104,9 @@ class LaunchShape:
         if min(self.grid) < 1 or min(self.cluster) < 1:
             raise EmulatorError(f"grid {self.grid}, cluster {self.cluster}", "positive dimensions")
         if any(g % c for g, c in zip(self.grid, self.cluster, strict=True)):
-            raise EmulatorError(f"grid {self.grid} with cluster {self.cluster}", "a grid that is a multiple of the cluster")
+            raise EmulatorError(
+                f"grid {self.grid} with cluster {self.cluster}", "a grid that is a multiple of the cluster"
+            )
         if self.cluster[0] * self.cluster[1] * self.cluster[2] > 16:
             raise EmulatorError(f"cluster {self.cluster}", "at most 16 CTAs")
         required = program.directives.get("reqntid")
@@ -122,7 +147,8 @@ class Machine:
     def register(self, start: int, size: int, initialised: np.ndarray | None = None) -> None:
         """Makes [start, start + size) accessible to kernels.
 
-        `initialised`: uint8 per byte, kept alive by the caller; reading a byte whose entry is 0 is a finding, writes set it.
+        `initialised`: uint8 per byte, kept alive by the caller; reading a byte whose entry is 0 is a finding, and a
+        write sets it.
         """
         flags = initialised.ctypes.data if initialised is not None else None
         self._lib.emu_register(self._handle, start, size, flags)
@@ -133,8 +159,18 @@ class Machine:
 
     # -- launches
 
-    def launch(self, program: Program, shape: LaunchShape, parameters: Sequence[bytes], *, seed: int = 0, sms: int = 8,
-               strict: bool = True, poison: bool = True, max_steps: int = 20_000_000) -> LaunchReport:  # fmt: skip
+    def launch(
+        self,
+        program: Program,
+        shape: LaunchShape,
+        parameters: Sequence[bytes],
+        *,
+        seed: int = 0,
+        sms: int = 8,
+        strict: bool = True,
+        poison: bool = True,
+        max_steps: int = 20_000_000,
+    ) -> LaunchReport:
         """Runs one grid.
 
         Args:
@@ -150,9 +186,21 @@ class Machine:
             self.register(view.ctypes.data, max(variable.size, 1))
         counts, lanes = np.zeros(len(program.code), np.uint64), np.zeros(len(program.code), np.uint64)
         request = _CLaunch(
-            ctypes.addressof(program.native), block.ctypes.data, tuple(shape.grid), tuple(shape.block), tuple(shape.cluster), shape.smem,
-            sms, self._occupancy(program, shape), seed, max_steps, counts.ctypes.data, lanes.ctypes.data, int(strict), int(poison),
-        )  # fmt: skip
+            ctypes.addressof(program.native),
+            block.ctypes.data,
+            tuple(shape.grid),
+            tuple(shape.block),
+            tuple(shape.cluster),
+            shape.smem,
+            sms,
+            self._occupancy(program, shape),
+            seed,
+            max_steps,
+            counts.ctypes.data,
+            lanes.ctypes.data,
+            int(strict),
+            int(poison),
+        )
         started = time.perf_counter()
         self._lib.emu_run(self._handle, ctypes.byref(request))
         seconds = time.perf_counter() - started
@@ -178,8 +226,12 @@ class Machine:
         by_smem = 233472 // (shape.smem + program.native.smem_static + 1024)
         return max(1, min(2048 // threads, by_smem, 32))
 
-    def _report(self, program: Program, shape: LaunchShape, seed: int, counts: np.ndarray, seconds: float) -> LaunchReport:
-        report = LaunchReport(program.name, program.native.arch, shape.grid, shape.block, shape.cluster, seed, seconds=seconds)
+    def _report(
+        self, program: Program, shape: LaunchShape, seed: int, counts: np.ndarray, seconds: float
+    ) -> LaunchReport:
+        report = LaunchReport(
+            program.name, program.native.arch, shape.grid, shape.block, shape.cluster, seed, seconds=seconds
+        )
         n = ctypes.c_uint32()
         found = self._lib.emu_findings(self._handle, ctypes.byref(n))
         report.findings = [self._finding(program, found[i]) for i in range(n.value)]
@@ -197,9 +249,19 @@ class Machine:
         kind = finding_kinds()[raw.kind]
         text = program.module.lines[raw.line - 1].strip() if raw.line else ""
         return Finding(
-            kind.name, raw.severity, raw.text.decode(errors="replace"), program.name, raw.line, text, program.python_line(raw.line),
-            tuple(raw.cta), raw.warp, raw.lane, raw.count, raw.address,
-        )  # fmt: skip
+            kind.name,
+            raw.severity,
+            raw.text.decode(errors="replace"),
+            program.name,
+            raw.line,
+            text,
+            program.python_line(raw.line),
+            tuple(raw.cta),
+            raw.warp,
+            raw.lane,
+            raw.count,
+            raw.address,
+        )
 
 
 def raise_for_findings(report: LaunchReport) -> None:

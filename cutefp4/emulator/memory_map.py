@@ -33,9 +33,9 @@ def extent(array: object) -> tuple[int, int] | None:
 class MemoryMap:
     """Registers allocations with the interpreter.
 
-    Tensors that pass through the emulator's hands are noted; an address that none of them holds starts one search of all
-    live tensors per launch (a kernel may be given pointers that the host code read from elsewhere). Memory is forgotten
-    between launches, so that a freed tensor's memory is out of bounds again.
+    Tensors that pass through the emulator's hands are noted; an address that none of them holds starts one search of
+    all live tensors per launch (a kernel may be given pointers that the host code read from elsewhere). Memory is
+    forgotten between launches, so that a freed tensor's memory is out of bounds again.
     """
 
     def __init__(self, machine: Machine):
@@ -50,7 +50,7 @@ class MemoryMap:
             self._noted[id(array)] = weakref.ref(array)
 
     def mark_uninitialised(self, tensor: torch.Tensor) -> None:
-        """Reading a byte of the tensor's storage that no kernel has written becomes a finding, until the tensor dies."""
+        """Reading a byte of the tensor's storage that no kernel has written is a finding, until the tensor dies."""
         address, size = extent(tensor)
         self._uninitialised[address] = (np.zeros(size, np.uint8), weakref.ref(tensor))
         self.note(tensor)

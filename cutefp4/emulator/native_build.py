@@ -26,8 +26,16 @@ from cutefp4 import env
 from .errors import EmulatorError
 
 SOURCES = Path(__file__).parent / "native"
-FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-fno-strict-aliasing", "-ffp-contract=off", "-fvisibility=hidden",
-         "-fno-math-errno", "-w")  # fmt: skip
+FLAGS = (
+    "-O3",
+    "-std=gnu11",
+    "-fPIC",
+    "-fno-strict-aliasing",
+    "-ffp-contract=off",
+    "-fvisibility=hidden",
+    "-fno-math-errno",
+    "-w",
+)
 
 # A handler is `int op_NAME(` or a macro at the start of a line: OP_xxx(NAME, ...). OP_HALF makes one per half format.
 _HANDLER = re.compile(r"^(?:int op_(\w+)\(|(?:OP_(\w+))\((\w+))", re.M)
@@ -80,22 +88,43 @@ def _key(flags: tuple[str, ...], compiler: list[str]) -> str:
     return digest.hexdigest()[:24]
 
 
+def _run(commands: list[list[str]], compiler: list[str]) -> None:
+    """Runs compiler commands, as many at a time as there are processors."""
+    running: list[subprocess.Popen] = []
+    errors = []
+
+    def finish(process: subprocess.Popen) -> None:
+        _, error = process.communicate()
+        if process.returncode:
+            errors.append(error)
+
+    for command in commands:
+        if len(running) >= (os.cpu_count() or 1):
+            finish(running.pop(0))
+        running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
+    for process in running:
+        finish(process)
+    if errors:
+        raise EmulatorError(
+            f"the emulator's C interpreter does not compile with {' '.join(compiler)}:\n{errors[0][-4000:]}",
+            "a C11 compiler with the GNU extensions",
+            "set $CC to another compiler or pip install 'cutefp4[emulator]'",
+        )
+
+
 def _compile(compiler: list[str], flags: tuple[str, ...], target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         table = "".join(f"OP({name})\n" for name in operations())
         declarations = "".join(f"int op_{n}(Machine *m, Warp *w, const Instr *ins, u32 mask);\n" for n in operations())
         (Path(scratch) / "ops_table.inc").write_text(table)
         (Path(scratch) / "ops_declared.h").write_text(declarations)
-        output = Path(scratch) / "emulator.so"
-        sources = [str(p) for p in sorted(SOURCES.glob("*.c"))]
-        command = [*compiler, *flags, f"-I{scratch}", f"-I{SOURCES}", *sources, "-o", str(output), "-lm"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise EmulatorError(
-                f"the emulator's C interpreter does not compile with {' '.join(compiler)}:\n{done.stderr[-4000:]}",
-                "a C11 compiler with the GNU extensions",
-                "set $CC to another compiler or pip install 'cutefp4[emulator]'",
-            )
+        # The largest first, so that the last compile is a short one.
+        sources = sorted(SOURCES.glob("*.c"), key=lambda p: -p.stat().st_size)
+        objects = [str(Path(scratch) / f"{p.stem}.o") for p in sources]
+        base = [*compiler, *flags, f"-I{scratch}", f"-I{SOURCES}", "-c"]
+        _run([[*base, str(p), "-o", o] for p, o in zip(sources, objects, strict=True)], compiler)
+        output = str(Path(scratch) / "emulator.so")
+        _run([[*compiler, "-shared", *objects, "-o", output, "-lm", "-ldl"]], compiler)
         os.replace(output, target)
 
 

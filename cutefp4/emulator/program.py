@@ -19,9 +19,20 @@ from .lowering.context import SMEM_RESERVED, Context, Emitted, Memory, find_lowe
 from .ptx_parser import Function, Instruction, Module, Scope, Variable, parse
 
 INSTR = np.dtype(
-    [("op", "<u2"), ("nargs", "<u2"), ("guard", "<i4"), ("a", "<i4", 6), ("args", "<u4"), ("line", "<u4"), ("mod", "<u4"),
-     ("target", "<i4"), ("imm", "<u8"), ("pc", "<u4"), ("aux", "<u4")]
-)  # fmt: skip
+    [
+        ("op", "<u2"),
+        ("nargs", "<u2"),
+        ("guard", "<i4"),
+        ("a", "<i4", 6),
+        ("args", "<u4"),
+        ("line", "<u4"),
+        ("mod", "<u4"),
+        ("target", "<i4"),
+        ("imm", "<u8"),
+        ("pc", "<u4"),
+        ("aux", "<u4"),
+    ]
+)
 RETURN = "<return>"
 
 
@@ -29,11 +40,21 @@ class CProgram(ctypes.Structure):
     """struct Program of native/emu.h."""
 
     _fields_ = [
-        ("code", ctypes.c_void_p), ("args", ctypes.c_void_p), ("consts", ctypes.c_void_p), ("n_code", ctypes.c_uint32),
-        ("n_slots", ctypes.c_uint32), ("n_preds", ctypes.c_uint32), ("use_start", ctypes.c_void_p), ("uses", ctypes.c_void_p),
-        ("param_bytes", ctypes.c_uint32), ("smem_static", ctypes.c_uint32), ("local_bytes", ctypes.c_uint32),
-        ("max_regs", ctypes.c_uint32), ("reqntid", ctypes.c_uint32), ("arch", ctypes.c_uint32),
-    ]  # fmt: skip
+        ("code", ctypes.c_void_p),
+        ("args", ctypes.c_void_p),
+        ("consts", ctypes.c_void_p),
+        ("n_code", ctypes.c_uint32),
+        ("n_slots", ctypes.c_uint32),
+        ("n_preds", ctypes.c_uint32),
+        ("use_start", ctypes.c_void_p),
+        ("uses", ctypes.c_void_p),
+        ("param_bytes", ctypes.c_uint32),
+        ("smem_static", ctypes.c_uint32),
+        ("local_bytes", ctypes.c_uint32),
+        ("max_regs", ctypes.c_uint32),
+        ("reqntid", ctypes.c_uint32),
+        ("arch", ctypes.c_uint32),
+    ]
 
 
 @dataclass
@@ -199,7 +220,14 @@ def _encode(kernel: _Kernel) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nda
         if len(e.args) > 6:
             args_at = len(pool)
             pool += e.args
-        row["op"], row["nargs"], row["guard"], row["a"], row["args"], row["line"] = e.op, len(e.args), e.guard, inline, args_at, e.line
+        row["op"], row["nargs"], row["guard"], row["a"], row["args"], row["line"] = (
+            e.op,
+            len(e.args),
+            e.guard,
+            inline,
+            args_at,
+            e.line,
+        )
         row["mod"], row["target"], row["imm"], row["pc"], row["aux"] = e.mod, e.target, e.imm & (2**64 - 1), pc, e.aux
         uses += e.uses
         use_start.append(len(uses))
@@ -234,7 +262,9 @@ def _scopes(module: Module) -> list[Scope]:
     return list(found.values())
 
 
-def _layout(module: Module, function: Function) -> tuple[Memory, list[Parameter], dict[str, tuple[Variable, np.ndarray]]]:
+def _layout(
+    module: Module, function: Function
+) -> tuple[Memory, list[Parameter], dict[str, tuple[Variable, np.ndarray]]]:
     memory, parameters, offset = Memory(), [], 0
     scopes = _scopes(module)
     for p in function.params:
@@ -277,14 +307,33 @@ def _lower(module: Module, entry: str) -> Program:
     aligned[start : start + len(constants)] = constants
     target = re.match(r"sm_(\d+)", module.target)
     native = CProgram(
-        code=code.ctypes.data, args=pool.ctypes.data, consts=aligned.ctypes.data + start, n_code=len(code), n_slots=kernel.n_slots + 4,
-        n_preds=len(kernel.predicates) + 1, use_start=use_start.ctypes.data, uses=uses.ctypes.data,
-        param_bytes=parameters[-1].offset + parameters[-1].size if parameters else 0, smem_static=memory.smem_static,
-        local_bytes=memory.local_bytes, max_regs=(function.directives.get("maxnreg") or [0])[0],
-        reqntid=(function.directives.get("reqntid") or [0])[0], arch=int(target.group(1)) if target else 90,
-    )  # fmt: skip
-    return Program(entry, module, parameters, code, (pool, use_start, uses, aligned), native, storage, function.instructions,
-                   kernel.opcodes, function.directives)  # fmt: skip
+        code=code.ctypes.data,
+        args=pool.ctypes.data,
+        consts=aligned.ctypes.data + start,
+        n_code=len(code),
+        n_slots=kernel.n_slots + 4,
+        n_preds=len(kernel.predicates) + 1,
+        use_start=use_start.ctypes.data,
+        uses=uses.ctypes.data,
+        param_bytes=parameters[-1].offset + parameters[-1].size if parameters else 0,
+        smem_static=memory.smem_static,
+        local_bytes=memory.local_bytes,
+        max_regs=(function.directives.get("maxnreg") or [0])[0],
+        reqntid=(function.directives.get("reqntid") or [0])[0],
+        arch=int(target.group(1)) if target else 90,
+    )
+    return Program(
+        entry,
+        module,
+        parameters,
+        code,
+        (pool, use_start, uses, aligned),
+        native,
+        storage,
+        function.instructions,
+        kernel.opcodes,
+        function.directives,
+    )
 
 
 _PROGRAMS: dict[tuple[str, str], Program] = {}

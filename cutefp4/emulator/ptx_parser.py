@@ -153,7 +153,19 @@ _NUMBER = re.compile(
     r"|(?P<int>[-+]?(?:0[xX][0-9a-fA-F]+|0[bB][01]+|\d+))U?$|(?P<dec>[-+]?\d*\.\d+(?:[eE][-+]?\d+)?|[-+]?\d+\.\d*)"
 )
 _NAME = re.compile(r"[A-Za-z_$%][\w$%]*")
-_PREDEFINED = {"%tid", "%ntid", "%ctaid", "%nctaid", "%laneid", "%warpid", "%smid", "%clock", "%clock64", "%clusterid", "%cluster_ctaid"}
+_PREDEFINED = {
+    "%tid",
+    "%ntid",
+    "%ctaid",
+    "%nctaid",
+    "%laneid",
+    "%warpid",
+    "%smid",
+    "%clock",
+    "%clock64",
+    "%clusterid",
+    "%cluster_ctaid",
+}
 _COMPONENTS = {"x": 0, "y": 1, "z": 2, "w": 3, "r": 0, "g": 1, "b": 2, "a": 3}
 _VARIABLE = re.compile(
     r"(?:\.(?P<extern>extern|visible|weak|common)\s+)*\.(?P<space>shared|local|global|const|param|managed)"
@@ -259,9 +271,14 @@ class _Parser:
             size *= int(dim, 0) if dim else (init.count(",") + 1 if init else 0)
         data = self.initialiser(init, element, size) if init else None
         return Variable(
-            match.group("name"), match.group("space"), int(align.group(1)) if align else TYPE_BYTES[element], size,
-            element, data, match.group("extern") == "extern" or ".extern" in statement,
-        )  # fmt: skip
+            match.group("name"),
+            match.group("space"),
+            int(align.group(1)) if align else TYPE_BYTES[element],
+            size,
+            element,
+            data,
+            match.group("extern") == "extern" or ".extern" in statement,
+        )
 
     def initialiser(self, init: str, element: str, size: int) -> bytes:
         out = bytearray()

@@ -66,8 +66,8 @@ class Finding:
         times = f", {self.count} times" if self.count > 1 else ""
         what = ("warning", "error", "fatal")[self.severity]
         return (
-            f"{what} {self.kind}: {self.message}\n    in {self.kernel} at {where}, CTA {self.cta} warp {self.warp} lane {self.lane}"
-            f"{times}\n    {self.ptx}"
+            f"{what} {self.kind}: {self.message}\n    in {self.kernel} at {where}, "
+            f"CTA {self.cta} warp {self.warp} lane {self.lane}{times}\n    {self.ptx}"
         )
 
 

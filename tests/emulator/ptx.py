@@ -31,12 +31,23 @@ def kernel(body: str, arch: str = "sm_100a", declarations: str = "", module: str
 """
 
 
-def launch(text: str, words: int = 128, block: int = 32, grid: int = 1, extra=(), arch: str = "sm_100a", cluster: int = 1,
-           smem: int = 0, **device) -> tuple[np.ndarray, emulator.LaunchReport]:  # fmt: skip
+def launch(
+    text: str,
+    words: int = 128,
+    block: int = 32,
+    grid: int = 1,
+    extra=(),
+    arch: str = "sm_100a",
+    cluster: int = 1,
+    smem: int = 0,
+    **device,
+) -> tuple[np.ndarray, emulator.LaunchReport]:
     """Runs it; the output words (zero at first) and the report."""
     out = torch.zeros(words, dtype=torch.int32)
     with emulator.device(arch, **device) as dev:
-        report = dev.launch_ptx(text, "k", (grid, 1, 1), (block, 1, 1), [out, *extra], cluster=(cluster, 1, 1), smem=smem)
+        report = dev.launch_ptx(
+            text, "k", (grid, 1, 1), (block, 1, 1), [out, *extra], cluster=(cluster, 1, 1), smem=smem
+        )
     return out.numpy().view(np.uint32), report
 
 

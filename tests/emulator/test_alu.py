@@ -71,7 +71,10 @@ OPERATIONS = {
 def test_packed_floats(name: str, mode: str):
     low = [floats(i) for i in range(3)]
     high = [floats(i + 10) for i in range(3)]
-    words = [a.view(np.uint32).astype(np.uint64) | b.view(np.uint32).astype(np.uint64) << 32 for a, b in zip(low, high, strict=True)]
+    words = [
+        a.view(np.uint32).astype(np.uint64) | b.view(np.uint32).astype(np.uint64) << 32
+        for a, b in zip(low, high, strict=True)
+    ]
     operands = "%la, %lb, %lc" if name == "fma" else "%la, %lb"
     got = run(f"{name}.{mode}.f32x2 %ld, {operands};", *words, wide=True)
     for half, parts in ((got & 0xFFFFFFFF, low), (got >> 32, high)):
@@ -91,7 +94,9 @@ def test_mixed_precision(kind: str):
         halves = [(r & 0x83FF | 0x3800 | (r >> 16 & 1) << 10).astype(np.uint32) for r in raw]
         values = [h.astype(np.uint16).view(np.float16).astype(np.float32) for h in halves]
     c = floats(23)
-    got = run(f"cvt.u16.u32 %h0, %a; cvt.u16.u32 %h1, %b; fma.rn.f32.{kind} %d, %h0, %h1, %c;", *halves, c.view(np.uint32))
+    got = run(
+        f"cvt.u16.u32 %h0, %a; cvt.u16.u32 %h1, %b; fma.rn.f32.{kind} %d, %h0, %h1, %c;", *halves, c.view(np.uint32)
+    )
     want = [round_to_f32(exact(a) * exact(b) + exact(x), "rn") for a, b, x in zip(*values, c, strict=True)]
     np.testing.assert_array_equal(got.view(np.float32), np.array(want))
     got = run(f"cvt.u16.u32 %h0, %a; add.rz.f32.{kind} %d, %h0, %c;", halves[0], halves[1], c.view(np.uint32))
@@ -123,7 +128,9 @@ def test_redux_of_floats():
         got = run(f"redux.sync.{name}.f32 %d, %a, 0xffffffff;", x.view(np.uint32)).view(np.float32)
         np.testing.assert_array_equal(got.reshape(-1, 32), function(x.reshape(-1, 32), 1, keepdims=True).repeat(32, 1))
         got = run(f"redux.sync.{name}.abs.f32 %d, %a, 0xffffffff;", x.view(np.uint32)).view(np.float32)
-        np.testing.assert_array_equal(got.reshape(-1, 32), function(np.abs(x).reshape(-1, 32), 1, keepdims=True).repeat(32, 1))
+        np.testing.assert_array_equal(
+            got.reshape(-1, 32), function(np.abs(x).reshape(-1, 32), 1, keepdims=True).repeat(32, 1)
+        )
     x[3] = np.nan
     quiet = run("redux.sync.max.f32 %d, %a, 0xffffffff;", x.view(np.uint32)).view(np.float32)
     assert quiet[0] == np.nanmax(x[:32])
@@ -133,7 +140,10 @@ def test_redux_of_floats():
 
 def test_carry_chains():
     """128-bit sums and differences from 32-bit pieces, against Python's integers."""
-    raw = [hash32(LANES, 50 + i).astype(np.uint64) | hash32(LANES, 60 + i).astype(np.uint64) << np.uint64(32) for i in range(2)]
+    raw = [
+        hash32(LANES, 50 + i).astype(np.uint64) | hash32(LANES, 60 + i).astype(np.uint64) << np.uint64(32)
+        for i in range(2)
+    ]
     a, b = raw
     a[:4] = [0, 2**64 - 1, 2**32, 2**63]
     b[:4] = [1, 1, 2**64 - 2**32, 2**63]
@@ -148,6 +158,11 @@ def test_carry_chains():
 
 
 def test_unknown_modifiers_are_errors():
-    for bad in ("add.rn.bogus.f32 %d, %a, %b;", "frobnicate.b32 %d, %a;", "shl.f32 %d, %a, %b;", "add.f32x4 %d, %a, %b;"):
+    for bad in (
+        "add.rn.bogus.f32 %d, %a, %b;",
+        "frobnicate.b32 %d, %a;",
+        "shl.f32 %d, %a, %b;",
+        "add.f32x4 %d, %a, %b;",
+    ):
         with pytest.raises(PtxError, match=r"kernel k, PTX line \d+"):
             run(bad, np.zeros(LANES))

@@ -18,7 +18,8 @@ INIT = """  mov.b32 %r0, bar; setp.eq.u32 %p, %lane, 0;
 @pytest.mark.parametrize("seed", SEEDS)
 def test_named_barriers_order_producers_and_consumers(seed: int | None):
     """Warps 0-1 fill a buffer that warps 2-3 read, eight times; barrier 1 says full, barrier 2 says empty."""
-    text = kernel("""
+    text = kernel(
+        """
   mov.b32 %r0, x; and.b32 %r1, %lane, 63; mad.lo.u32 %r2, %r1, 4, %r0; setp.lt.u32 %p, %lane, 64; mov.b32 %r3, 0; mov.b32 %r6, 0;
 LOOP:
   @%p bra PRODUCE;
@@ -29,7 +30,9 @@ FIRST: mad.lo.u32 %r5, %r3, 100, %r1; st.shared.b32 [%r2], %r5; bar.arrive 1, 12
 NEXT: add.u32 %r3, %r3, 1; setp.lt.u32 %q, %r3, 8; @%q bra LOOP;
   @%p bar.sync 2, 128;
   @%p ret;
-  st.global.b32 [%mine], %r6;""", declarations=BAR)
+  st.global.b32 [%mine], %r6;""",
+        declarations=BAR,
+    )
     out, report = launch(text, block=128, seed=seed)
     want = sum(100 * i + (np.arange(64) ^ 1) for i in range(8))
     np.testing.assert_array_equal(out[64:128], want)
@@ -57,7 +60,9 @@ def test_reductions_over_a_barrier():
 @pytest.mark.parametrize("seed", SEEDS)
 def test_mbarrier_phases(seed: int | None):
     """Every thread waits for phase i and adds what the other warp stored for it, five times round."""
-    text = kernel(INIT.format(count=64) + """
+    text = kernel(
+        INIT.format(count=64)
+        + """
   mov.b32 %r1, x; xor.b32 %r2, %lane, 32; mad.lo.u32 %r3, %lane, 4, %r1; mad.lo.u32 %r4, %r2, 4, %r1; mov.b32 %r5, 0; mov.b32 %r6, 0;
 ROUND:
   add.u32 %r7, %lane, %r5; st.shared.b32 [%r3], %r7;
@@ -65,7 +70,9 @@ ROUND:
 WAIT: mbarrier.try_wait.shared::cta.b64 %q, [%r0], %rd0; @!%q bra WAIT;
   ld.shared.b32 %r8, [%r4]; add.u32 %r6, %r6, %r8; bar.sync 0;
   add.u32 %r5, %r5, 1; setp.lt.u32 %q, %r5, 5; @%q bra ROUND;
-  st.global.b32 [%mine], %r6;""", declarations=BAR)
+  st.global.b32 [%mine], %r6;""",
+        declarations=BAR,
+    )
     out, report = launch(text, block=64, seed=seed)
     np.testing.assert_array_equal(out[:64], 5 * (np.arange(64) ^ 32) + 10)
     assert report.findings == []
@@ -77,12 +84,14 @@ WAIT: mbarrier.try_wait.shared::cta.b64 %q, [%r0], %rd0; @!%q bra WAIT;
         ("mov.b32 %r1, x; mbarrier.arrive.shared::cta.b64 _, [%r1+8];", "BAD_MBARRIER"),
         ("@%p mbarrier.arrive.shared::cta.b64 _, [%r0], 3;", "MBARRIER_OVERFLOW"),
         ("@%p st.shared.b32 [%r0+4], 12345; @%p mbarrier.arrive.shared::cta.b64 _, [%r0];", "MBARRIER_OVERWRITTEN"),
-        ("@%p mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%r0], 1048000; @%p mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%r0], 1048000;",
-         "MBARRIER_OVERFLOW"),
+        (
+            "@%p mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%r0], 1048000; @%p mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%r0], 1048000;",
+            "MBARRIER_OVERFLOW",
+        ),
         ("@%p mbarrier.inval.shared::cta.b64 [%r0]; @%p mbarrier.arrive.shared::cta.b64 _, [%r0];", "BAD_MBARRIER"),
         ("add.u32 %r0, %r0, 4; @%p mbarrier.init.shared::cta.b64 [%r0], 1;", "MISALIGNED"),
     ],
-)  # fmt: skip
+)
 def test_mbarrier_misuse(code: str, kind: str):
     report = fault(kernel(INIT.format(count=2) + "  " + code, declarations=BAR))
     assert kind in report.kinds()
@@ -110,13 +119,20 @@ def test_remote_arrival_before_the_init_is_published():
 
 def test_cluster_barrier_misuse_and_early_exit():
     assert fault(kernel("  barrier.cluster.wait.aligned;")).kinds() == {"BARRIER_MISUSE"}
-    assert fault(kernel("  barrier.cluster.arrive.aligned; barrier.cluster.arrive.aligned;")).kinds() == {"BARRIER_MISUSE"}
-    leaves = kernel("  mov.u32 %r0, %cluster_ctarank; setp.eq.u32 %p, %r0, 1; @%p ret; barrier.cluster.arrive; barrier.cluster.wait;")
+    assert fault(kernel("  barrier.cluster.arrive.aligned; barrier.cluster.arrive.aligned;")).kinds() == {
+        "BARRIER_MISUSE"
+    }
+    leaves = kernel(
+        "  mov.u32 %r0, %cluster_ctarank; setp.eq.u32 %p, %r0, 1; @%p ret; barrier.cluster.arrive; barrier.cluster.wait;"
+    )
     assert launch(leaves, grid=2, cluster=2)[1].findings == []
-    remote = kernel("""
+    remote = kernel(
+        """
   mov.b32 %r0, x; mov.u32 %r1, %cluster_ctarank; setp.eq.u32 %p, %r1, 1; @%p ret; mapa.shared::cluster.u32 %r2, %r0, 1;
   mov.b32 %r3, 0;
-SPIN: nanosleep.u32 20; add.u32 %r3, %r3, 1; setp.lt.u32 %q, %r3, 50; @%q bra SPIN; st.shared::cluster.b32 [%r2], 1;""", declarations=BAR)
+SPIN: nanosleep.u32 20; add.u32 %r3, %r3, 1; setp.lt.u32 %q, %r3, 50; @%q bra SPIN; st.shared::cluster.b32 [%r2], 1;""",
+        declarations=BAR,
+    )
     assert fault(remote, grid=2, cluster=2).kinds() == {"REMOTE_EXITED"}
 
 

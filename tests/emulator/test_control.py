@@ -44,15 +44,19 @@ JOIN: st.global.b32 [%mine], %r2;""")
 
 
 def test_exited_lanes_do_not_hold_up_the_others():
-    text = kernel("  setp.lt.u32 %p, %lane, 10; @%p ret; vote.sync.ballot.b32 %r0, %p, 0xffffffff; activemask.b32 %r1; "
-                  "st.global.b32 [%mine], %r1;")  # fmt: skip
+    text = kernel(
+        "  setp.lt.u32 %p, %lane, 10; @%p ret; vote.sync.ballot.b32 %r0, %p, 0xffffffff; activemask.b32 %r1; "
+        "st.global.b32 [%mine], %r1;"
+    )
     out, _ = launch(text)
     np.testing.assert_array_equal(out[:32], [0] * 10 + [0xFFFFFC00] * 22)
 
 
 def test_a_lane_that_never_arrives_is_reported():
-    text = kernel("  setp.lt.u32 %p, %lane, 10; @%p bra OTHER; shfl.sync.idx.b32 %r0, %lane, 0, 31, 0xffffffff; ret;\n"
-                  "OTHER: vote.sync.any.pred %q, %p, 0xffffffff;")  # fmt: skip
+    text = kernel(
+        "  setp.lt.u32 %p, %lane, 10; @%p bra OTHER; shfl.sync.idx.b32 %r0, %lane, 0, 31, 0xffffffff; ret;\n"
+        "OTHER: vote.sync.any.pred %q, %p, 0xffffffff;"
+    )
     found = fault(text).findings[0]
     assert found.kind == "DIVERGED_SYNC" and "PTX line" in found.message
 
@@ -65,25 +69,31 @@ def test_reading_a_lane_outside_the_shuffle_is_reported():
 @pytest.mark.parametrize("seed", SEEDS)
 def test_lanes_of_one_warp_make_progress_for_each_other(seed: int | None):
     """Lane 0 spins until lane 31, further down in the program, has stored: independent thread scheduling."""
-    text = kernel("""
+    text = kernel(
+        """
   mov.b32 %r0, flag; setp.eq.u32 %p, %lane, 31; setp.eq.u32 %q, %lane, 0;
   @%q st.shared.b32 [%r0], 0; bar.warp.sync 0xffffffff;
   @%p bra SET;
 SPIN: @!%q bra END; ld.volatile.shared.b32 %r1, [%r0]; setp.eq.u32 %s, %r1, 0; @%s bra SPIN; bra END;
 SET: st.volatile.shared.b32 [%r0], 1;
-END: st.global.b32 [%mine], 5;""", declarations=".shared .b32 flag;")  # fmt: skip
+END: st.global.b32 [%mine], 5;""",
+        declarations=".shared .b32 flag;",
+    )
     out, _ = launch(text, seed=seed)
     assert (out[:32] == 5).all()
 
 
 def test_warp_barrier_joins_different_instructions():
-    text = kernel("""
+    text = kernel(
+        """
   mov.b32 %r0, x; setp.lt.u32 %p, %lane, 16; mad.lo.u32 %r1, %lane, 4, %r0; xor.b32 %r2, %lane, 16; mad.lo.u32 %r2, %r2, 4, %r0;
   st.shared.b32 [%r1], %lane;
   @%p bra LOW;
   bar.warp.sync 0xffffffff; ld.shared.b32 %r3, [%r2]; bra JOIN;
 LOW: bar.warp.sync 0xffffffff; ld.shared.b32 %r3, [%r2];
-JOIN: st.global.b32 [%mine], %r3;""", declarations=".shared .align 4 .b8 x[128];")  # fmt: skip
+JOIN: st.global.b32 [%mine], %r3;""",
+        declarations=".shared .align 4 .b8 x[128];",
+    )
     out, _ = launch(text)
     np.testing.assert_array_equal(out[:32], np.arange(32) ^ 16)
 
@@ -142,7 +152,9 @@ def test_shuffles_votes_and_election():
 def test_trap_and_register_budget():
     assert fault(kernel("  setp.eq.u32 %p, %lane, 9; @%p trap;")).findings[0].lane == 9
     assert fault(kernel("  setmaxnreg.inc.sync.aligned.u32 100;")).kinds() == {"SETMAXNREG"}
-    assert launch(kernel("  setmaxnreg.dec.sync.aligned.u32 24; setmaxnreg.inc.sync.aligned.u32 240;"))[1].findings == []
+    assert (
+        launch(kernel("  setmaxnreg.dec.sync.aligned.u32 24; setmaxnreg.inc.sync.aligned.u32 240;"))[1].findings == []
+    )
 
 
 def test_special_registers_of_a_cluster_launch():

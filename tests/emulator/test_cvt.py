@@ -94,7 +94,11 @@ def test_against_torch_for_every_half(name: str):
     nan = half.isnan().numpy()
     expected[nan] = 0x7F
     swapped = expected[::-1]
-    direct = run(f"cvt.rn.satfinite.{name}x2.f32 %h7, %a, %b; mov.b32 %d, {{%h7, %hz}};", bits(half.numpy()), bits(half.numpy()[::-1]))
+    direct = run(
+        f"cvt.rn.satfinite.{name}x2.f32 %h7, %a, %b; mov.b32 %d, {{%h7, %hz}};",
+        bits(half.numpy()),
+        bits(half.numpy()[::-1]),
+    )
     np.testing.assert_array_equal(direct, expected << 8 | swapped)
     packed = run(f"cvt.rn.satfinite.{name}x2.f16x2 %h7, %a; mov.b32 %d, {{%h7, %hz}};", HALVES << 16 | HALVES[::-1])
     np.testing.assert_array_equal(packed, expected << 8 | swapped)
@@ -163,7 +167,9 @@ def test_stochastic_fp4_rounds_up_in_the_right_share_of_cases():
         rbits = np.uint32((reverse[r] if at < 2 else r).astype(np.uint32) << np.uint32(8 * at))
         sources = ["%c"] * 4
         sources[3 - element] = "%a"
-        code = f"mov.b32 %t0, 0; cvt.rs.satfinite.e2m1x4.f32 %h7, {{{', '.join(sources)}}}, %b; mov.b32 %d, {{%h7, %hz}};"
+        code = (
+            f"mov.b32 %t0, 0; cvt.rs.satfinite.e2m1x4.f32 %h7, {{{', '.join(sources)}}}, %b; mov.b32 %d, {{%h7, %hz}};"
+        )
         x = np.repeat(values, 256)
         got = run(code, bits(x), np.tile(rbits, len(values))) >> 4 * element & 0xF
         magnitude = np.minimum(values.astype(np.float64), 6)
@@ -199,12 +205,18 @@ def test_saturating_and_directed_halves():
     np.testing.assert_array_equal(down[7:9], [0, 0x8001])
 
 
-@pytest.mark.parametrize("kind, low, high", [("s8", -128, 127), ("u8", 0, 255), ("s16", -32768, 32767), ("u32", 0, 2**32 - 1),
-                                             ("s32", -(2**31), 2**31 - 1)])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, low, high",
+    [("s8", -128, 127), ("u8", 0, 255), ("s16", -32768, 32767), ("u32", 0, 2**32 - 1), ("s32", -(2**31), 2**31 - 1)],
+)
 def test_float_to_integer_saturates(kind: str, low: int, high: int):
     x = np.array([0.5, 1.5, 2.5, -0.5, -1.5, 1e10, -1e10, np.inf, -np.inf, np.nan, low, high], np.float32)
     wide = "s32" if kind[0] == "s" else "u32"
-    code = f"cvt.rni.{kind}.f32 %d, %a;" if kind.endswith("32") else f"cvt.rni.{kind}.f32 %h7, %a; cvt.{wide}.{kind} %d, %h7;"
+    code = (
+        f"cvt.rni.{kind}.f32 %d, %a;"
+        if kind.endswith("32")
+        else f"cvt.rni.{kind}.f32 %h7, %a; cvt.{wide}.{kind} %d, %h7;"
+    )
     got = run(code, bits(x)).view(np.int32 if kind[0] == "s" else np.uint32).astype(np.int64)
     rounded = np.nan_to_num(np.round(x.astype(np.float64)), nan=0, posinf=1e30, neginf=-1e30)
     np.testing.assert_array_equal(got, np.clip(rounded, low, high).astype(np.int64))

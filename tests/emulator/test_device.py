@@ -106,7 +106,9 @@ def test_shared_memory_kernel(seed: int | None):
 def test_a_fault_is_raised_by_the_call(ffi: bool):
     a, b = torch.arange(1000, dtype=torch.float32), torch.zeros(1000)
     with emulator.device("sm_100a") as dev:
-        compiled = compile_and_call(scale, [a, b], cutlass.Float32(1), cutlass.Int32(0), ffi=ffi, options="--generate-line-info")
+        compiled = compile_and_call(
+            scale, [a, b], cutlass.Float32(1), cutlass.Int32(0), ffi=ffi, options="--generate-line-info"
+        )
         arguments = [a, b] if ffi else [from_dlpack(a), from_dlpack(b)]
         with pytest.raises(KernelFault) as caught:
             compiled(*arguments, cutlass.Float32(1), cutlass.Int32(5))
@@ -140,7 +142,9 @@ def test_hardware_info_and_nesting():
 def test_a_function_from_outside_is_refused():
     a = torch.zeros(128)
     fake = cute.runtime.make_fake_compact_tensor(cutlass.Float32, (128,))
-    outside = cute.compile(scale, fake, fake, cutlass.Float32(1), cutlass.Int32(0), options="--gpu-arch sm_100a --enable-tvm-ffi")
+    outside = cute.compile(
+        scale, fake, fake, cutlass.Float32(1), cutlass.Int32(0), options="--gpu-arch sm_100a --enable-tvm-ffi"
+    )
     with emulator.device("sm_100a"), pytest.raises(Exception) as caught:
         outside(a, a, 1.0, 0)
     assert not isinstance(caught.value, KernelFault)

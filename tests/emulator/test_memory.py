@@ -30,7 +30,9 @@ def test_out_of_bounds_before_the_start_and_far_away():
 
 
 def test_a_freed_tensor_is_out_of_bounds():
-    text = kernel("  ld.param.u64 %rd0, [P]; ld.global.b32 %r0, [%rd0]; st.global.b32 [%mine], %r0;", params=", .param .u64 P")
+    text = kernel(
+        "  ld.param.u64 %rd0, [P]; ld.global.b32 %r0, [%rd0]; st.global.b32 [%mine], %r0;", params=", .param .u64 P"
+    )
     tensor = torch.full((64,), 7, dtype=torch.int32)
     out = torch.zeros(32, dtype=torch.int32)
     with emulator.device("sm_100a") as dev:
@@ -43,8 +45,15 @@ def test_a_freed_tensor_is_out_of_bounds():
         assert caught.value.report.kinds() == {"OUT_OF_BOUNDS_GLOBAL"}
 
 
-@pytest.mark.parametrize("code", ["ld.global.b32 %r0, [%out+2];", "ld.global.v4.b32 {%r0, %r1, %r2, %r3}, [%out+8];",
-                                  "st.global.b64 [%out+4], %mine;", "atom.global.add.u32 %r0, [%out+1], 1;"])  # fmt: skip
+@pytest.mark.parametrize(
+    "code",
+    [
+        "ld.global.b32 %r0, [%out+2];",
+        "ld.global.v4.b32 {%r0, %r1, %r2, %r3}, [%out+8];",
+        "st.global.b64 [%out+4], %mine;",
+        "atom.global.add.u32 %r0, [%out+1], 1;",
+    ],
+)
 def test_misaligned(code: str):
     assert "MISALIGNED" in fault(kernel(f"  {code}")).kinds()
 
@@ -66,21 +75,26 @@ def test_shared_memory_bounds():
     good = "  mov.b32 %r0, buffer; st.shared.b32 [%r0+60], %lane; ld.shared.b32 %r1, [%r0+60];"
     launch(kernel(good, declarations=declarations))
     for code in ("st.shared.b32 [%r0+64], %lane;", "mov.b32 %r0, 0; ld.shared.b32 %r1, [%r0];"):
-        assert "OUT_OF_BOUNDS_SHARED" in fault(kernel(f"  mov.b32 %r0, buffer; {code}", declarations=declarations)).kinds()
+        assert (
+            "OUT_OF_BOUNDS_SHARED" in fault(kernel(f"  mov.b32 %r0, buffer; {code}", declarations=declarations)).kinds()
+        )
 
 
 def test_dynamic_shared_memory_follows_the_static_one():
     text = kernel(
         "  mov.b32 %r0, dynamic; mov.b32 %r1, fixed; sub.u32 %r2, %r0, %r1; st.global.b32 [%mine], %r2; st.shared.b32 [%r0+252], %lane;",
-        declarations=".shared .align 4 .b8 fixed[20];", module=".extern .shared .align 128 .b8 dynamic[];",
-    )  # fmt: skip
+        declarations=".shared .align 4 .b8 fixed[20];",
+        module=".extern .shared .align 128 .b8 dynamic[];",
+    )
     out, _ = launch(text, smem=256)
     assert out[0] == 128
     assert "OUT_OF_BOUNDS_SHARED" in fault(text, smem=252).kinds()
 
 
 def test_uninitialised_shared_memory():
-    text = kernel("  mov.b32 %r0, b; ld.shared.b32 %r1, [%r0]; st.global.b32 [%mine], %r1;", declarations=".shared .b32 b;")
+    text = kernel(
+        "  mov.b32 %r0, b; ld.shared.b32 %r1, [%r0]; st.global.b32 [%mine], %r1;", declarations=".shared .b32 b;"
+    )
     assert "UNINITIALISED_SHARED" in fault(text).kinds()
 
 
@@ -168,8 +182,9 @@ def matrix_kernel(code: str, registers: int) -> str:
   ld.global.v4.b32 {{%r4, %r5, %r6, %r7}}, [%rd0]; st.shared.v4.b32 [%r1], {{%r4, %r5, %r6, %r7}}; bar.sync 0;
   {code}
   mad.wide.u32 %mine, %lane, {4 * registers}, %out;{stores}""",
-        declarations=".shared .align 128 .b8 tile[512];", params=", .param .u64 P",
-    )  # fmt: skip
+        declarations=".shared .align 128 .b8 tile[512];",
+        params=", .param .u64 P",
+    )
 
 
 def tile() -> torch.Tensor:
@@ -203,7 +218,9 @@ def test_ldmatrix_expands_narrow_elements(source: str, bits: int):
             elements[row, e] = value << 2 if bits == 4 else value
     for lane in range(32):
         for j in range(4):
-            np.testing.assert_array_equal(got[lane, j], elements[8 * j + lane // 4, 4 * (lane % 4) : 4 * (lane % 4) + 4])
+            np.testing.assert_array_equal(
+                got[lane, j], elements[8 * j + lane // 4, 4 * (lane % 4) : 4 * (lane % 4) + 4]
+            )
 
 
 def test_stmatrix_of_bytes_inverts_its_load():

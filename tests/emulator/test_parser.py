@@ -21,12 +21,28 @@ def operand(text: str):
 
 @pytest.mark.parametrize(
     "text, value",
-    [("0x1F", Imm(31)), ("-0x1F", Imm(-31)), ("0b101", Imm(5)), ("017", Imm(15)), ("42U", Imm(42)), ("0f3F800000", Imm(0x3F800000, 32)),
-     ("0d3FF0000000000000", Imm(0x3FF0000000000000, 64)), ("1.5", Imm(1.5)), ("-2.5e3", Imm(-2500.0)), ("%r1", Reg("%r1")),
-     ("%tid.x", Reg("%tid", 0)), ("abcd.z", Reg("abcd", 2)), ("!%p", Not(Reg("%p"))), ("%r1|%p", Pair(Reg("%r1"), Reg("%p"))),
-     ("[%rd0+-8]", Address(Reg("%rd0"), -8)), ("[%rd0 - 8]", Address(Reg("%rd0"), -8)), ("[buffer + 0x10]", Address(Reg("buffer"), 16)),
-     ("[%rd0, {%r1, %r2}]", Address(Reg("%rd0"), 0, Vector((Reg("%r1"), Reg("%r2"))))), ("{%r1, _}", Vector((Reg("%r1"), Reg("_"))))],
-)  # fmt: skip
+    [
+        ("0x1F", Imm(31)),
+        ("-0x1F", Imm(-31)),
+        ("0b101", Imm(5)),
+        ("017", Imm(15)),
+        ("42U", Imm(42)),
+        ("0f3F800000", Imm(0x3F800000, 32)),
+        ("0d3FF0000000000000", Imm(0x3FF0000000000000, 64)),
+        ("1.5", Imm(1.5)),
+        ("-2.5e3", Imm(-2500.0)),
+        ("%r1", Reg("%r1")),
+        ("%tid.x", Reg("%tid", 0)),
+        ("abcd.z", Reg("abcd", 2)),
+        ("!%p", Not(Reg("%p"))),
+        ("%r1|%p", Pair(Reg("%r1"), Reg("%p"))),
+        ("[%rd0+-8]", Address(Reg("%rd0"), -8)),
+        ("[%rd0 - 8]", Address(Reg("%rd0"), -8)),
+        ("[buffer + 0x10]", Address(Reg("buffer"), 16)),
+        ("[%rd0, {%r1, %r2}]", Address(Reg("%rd0"), 0, Vector((Reg("%r1"), Reg("%r2"))))),
+        ("{%r1, _}", Vector((Reg("%r1"), Reg("_")))),
+    ],
+)
 def test_operands(text: str, value: object):
     assert operand(text) == value
 
@@ -37,13 +53,16 @@ def test_splitting_respects_brackets():
 
 
 def test_lines_comments_and_source_positions():
-    text = kernel("""
+    text = kernel(
+        """
   .loc 1 77 3
   mov.b32 %r0, 1; // one ; two
   /* three;
      four */ mov.b32 %r1, 2;
   .loc 1 78 5, function_name $L__info, inlined_at 1 20 3
-  @!%p mov.b32 %r2, 3;""", module='.file 1 "/src/a//b.py"')
+  @!%p mov.b32 %r2, 3;""",
+        module='.file 1 "/src/a//b.py"',
+    )
     found = parse(text).functions["k"].instructions[4:7]
     lines = text.split("\n")
     assert [lines[i.line - 1].strip().split(";")[0].split()[-1] for i in found] == ["1", "2", "3"]
@@ -65,26 +84,41 @@ def test_scopes_of_inline_assembly():
 
 
 def test_vector_registers_and_packing():
-    text = kernel("""
+    text = kernel(
+        """
   { .reg .v4 .b32 abcd; .reg .b64 w; .reg .b128 q; ld.param.u64 w, [P]; ld.global.v4.b32 abcd, [w];
     add.u32 %r0, abcd.x, abcd.w; mov.b64 w, {abcd.y, abcd.z}; mov.b64 {_, %r1}, w; mov.b128 q, {w, w}; mov.b128 {%rd0, %rd1}, q;
     cvt.u32.u64 %r2, %rd1; mov.b32 {%h0, %h1}, %r1; mov.b32 %r3, {%h1, %h0}; }
-  add.u32 %r0, %r0, %r1; add.u32 %r0, %r0, %r2; add.u32 %r0, %r0, %r3; st.global.b32 [%mine], %r0;""", params=", .param .u64 P")
+  add.u32 %r0, %r0, %r1; add.u32 %r0, %r0, %r2; add.u32 %r0, %r0, %r3; st.global.b32 [%mine], %r0;""",
+        params=", .param .u64 P",
+    )
     out, _ = launch(text, extra=[np.array([1, 20, 300, 4000], np.int32)])
     assert (out[:32] == 1 + 4000 + 300 + 20 + (300 << 16)).all()
 
 
 def test_spaces_before_modifiers_and_missing_ones_after_commas():
-    assert [i.opcode for i in instructions("  add .u32\t%r0,%r1,%r2; cvt.rn .f32.s32 %r0 , %r1;")] == ["add.u32", "cvt.rn.f32.s32"]
+    assert [i.opcode for i in instructions("  add .u32\t%r0,%r1,%r2; cvt.rn .f32.s32 %r0 , %r1;")] == [
+        "add.u32",
+        "cvt.rn.f32.s32",
+    ]
 
 
 @pytest.mark.parametrize(
     "body, words",
-    [("  mov.b32 %r0, %r99;", "neither declared"), ("  mov.b32 %r0, 12x;", "not understood"), ("  mov.b32 %r0, x;", "x is not declared"), ("  bra NOWHERE;", "label NOWHERE"),
-     ("  .reg .b33 x;", "unknown register declaration"), ("  .reg .b32 %tid;", "predefined"), ("  mov.b64 %rd0, missing;", "not declared"),
-     ("  add.u32 %r0, %rd0, 1;", "64 bits where 32"), ("  mov.u32 %r0, %nosuch;", "neither declared"),
-     ("  selp.b32 %r0, 1, 2, %r1;", "not a predicate"), ("  ld.global.v2.b32 {%r0, %r1, %r2}, [%out];", "3 registers")],
-)  # fmt: skip
+    [
+        ("  mov.b32 %r0, %r99;", "neither declared"),
+        ("  mov.b32 %r0, 12x;", "not understood"),
+        ("  mov.b32 %r0, x;", "x is not declared"),
+        ("  bra NOWHERE;", "label NOWHERE"),
+        ("  .reg .b33 x;", "unknown register declaration"),
+        ("  .reg .b32 %tid;", "predefined"),
+        ("  mov.b64 %rd0, missing;", "not declared"),
+        ("  add.u32 %r0, %rd0, 1;", "64 bits where 32"),
+        ("  mov.u32 %r0, %nosuch;", "neither declared"),
+        ("  selp.b32 %r0, 1, 2, %r1;", "not a predicate"),
+        ("  ld.global.v2.b32 {%r0, %r1, %r2}, [%out];", "3 registers"),
+    ],
+)
 def test_errors_name_the_line(body: str, words: str):
     with pytest.raises(PtxError, match=words) as caught:
         load(kernel(body))
@@ -92,7 +126,9 @@ def test_errors_name_the_line(body: str, words: str):
 
 
 def test_choosing_a_kernel():
-    text = kernel("").replace("entry k(", "entry first(") + kernel("").split("\n", 3)[3].replace("entry k(", "entry second(")
+    text = kernel("").replace("entry k(", "entry first(") + kernel("").split("\n", 3)[3].replace(
+        "entry k(", "entry second("
+    )
     assert load(text, "second").name == "second"
     with pytest.raises(PtxError, match="first, second"):
         load(text)

@@ -49,16 +49,26 @@ def test_a_missing_barrier_is_caught_by_some_schedule():
 
 
 def test_deadlock_names_places_and_barriers():
-    text = kernel("""
+    text = kernel(
+        """
   mov.b32 %r0, bar; setp.eq.u32 %p, %lane, 0; @%p mbarrier.init.shared::cta.b64 [%r0], 2; @%p fence.mbarrier_init.release.cluster; bar.sync 0;
   setp.ge.u32 %q, %lane, 32; @%q bra SECOND;
   @%p mbarrier.arrive.shared::cta.b64 _, [%r0];
 WAIT: mbarrier.try_wait.parity.shared::cta.b64 %s, [%r0], 0; @!%s bra WAIT; ret;
-SECOND: bar.sync 3, 96;""", declarations=SHARED)
+SECOND: bar.sync 3, 96;""",
+        declarations=SHARED,
+    )
     for seed in (None, 7):
         report = fault(text, block=64, seed=seed)
         assert "DEADLOCK" in report.kinds()
-        for words in ("warp 0", "warp 1", "waits for mbarrier", "waits for named barrier 3", "1 of 2 arrivals missing", "32 of 96 threads"):
+        for words in (
+            "warp 0",
+            "warp 1",
+            "waits for mbarrier",
+            "waits for named barrier 3",
+            "1 of 2 arrivals missing",
+            "32 of 96 threads",
+        ):
             assert words in report.deadlock, words
         assert "where everything stands" in report.describe()
 
@@ -82,7 +92,9 @@ GO: mad.wide.u32 %rd0, %r0, 4, %out; add.u32 %r2, %r0, 1; setp.ne.u32 %p, %lane,
 
 
 def test_more_ctas_than_fit_run_one_after_the_other():
-    text = kernel("  mov.u32 %r0, %ctaid.x; setp.ne.u32 %p, %lane, 0; @%p ret; mad.wide.u32 %rd0, %r0, 4, %out; st.global.b32 [%rd0], %r0;")
+    text = kernel(
+        "  mov.u32 %r0, %ctaid.x; setp.ne.u32 %p, %lane, 0; @%p ret; mad.wide.u32 %rd0, %r0, 4, %out; st.global.b32 [%rd0], %r0;"
+    )
     out, report = launch(text, words=1000, grid=1000, sms=1)
     np.testing.assert_array_equal(out, np.arange(1000))
     assert report.counters["ctas"] == 1000
@@ -92,11 +104,15 @@ def test_more_ctas_than_fit_run_one_after_the_other():
 def test_asynchronous_copies_land_when_waited_for(seed: int | None):
     """cp.async in groups: after wait_group 1 the first group is there; the second only after wait_group 0."""
     source = torch.arange(64, dtype=torch.int32)
-    text = kernel("""
+    text = kernel(
+        """
   ld.param.u64 %rd0, [P]; mad.wide.u32 %rd0, %lane, 4, %rd0; mov.b32 %r0, x; mad.lo.u32 %r0, %lane, 4, %r0;
   cp.async.ca.shared.global [%r0], [%rd0], 4; cp.async.commit_group; cp.async.ca.shared.global [%r0+128], [%rd0+128], 4, 0;
   cp.async.commit_group; cp.async.wait_group 1; ld.shared.b32 %r1, [%r0]; cp.async.wait_group 0; ld.shared.b32 %r2, [%r0+128];
-  mad.lo.u32 %r1, %r2, 1000, %r1; st.global.b32 [%mine], %r1;""", declarations=SHARED, params=", .param .u64 P")
+  mad.lo.u32 %r1, %r2, 1000, %r1; st.global.b32 [%mine], %r1;""",
+        declarations=SHARED,
+        params=", .param .u64 P",
+    )
     out, report = launch(text, seed=seed, extra=[source])
     np.testing.assert_array_equal(out[:32], np.arange(32))
     assert report.findings == [] and report.counters["async_load_bytes"] == 128
@@ -113,7 +129,8 @@ def test_asynchronous_copies_land_when_waited_for(seed: int | None):
 @pytest.mark.parametrize("seed", [None, 1, 2, 3, 4])
 def test_bulk_copies_there_and_back(seed: int | None):
     source = torch.arange(256, dtype=torch.int32)
-    text = kernel("""
+    text = kernel(
+        """
   ld.param.u64 %rd0, [P]; mov.b32 %r0, x; mov.b32 %r1, bar; setp.eq.u32 %p, %lane, 0;
   @%p mbarrier.init.shared::cta.b64 [%r1], 1; @%p fence.mbarrier_init.release.cluster; bar.sync 0; @!%p bra WAIT;
   mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r1], 1024;
@@ -123,7 +140,10 @@ WAIT: mbarrier.try_wait.parity.shared::cta.b64 %q, [%r1], 0; @!%q bra WAIT;
   fence.proxy.async.shared::cta; bar.sync 0; @!%p ret;
   cp.async.bulk.global.shared::cta.bulk_group [%out], [%r0], 1024;
   cp.async.bulk.commit_group; cp.async.bulk.wait_group 0; cp.reduce.async.bulk.global.shared::cta.bulk_group.add.u32 [%out], [%r0], 1024;
-  cp.async.bulk.commit_group; cp.async.bulk.wait_group 0;""", declarations=SHARED, params=", .param .u64 P")
+  cp.async.bulk.commit_group; cp.async.bulk.wait_group 0;""",
+        declarations=SHARED,
+        params=", .param .u64 P",
+    )
     out, report = launch(text, words=256, block=256, seed=seed, extra=[source])
     assert report.errors == []
     np.testing.assert_array_equal(out, 2 * (np.arange(256) + 7))

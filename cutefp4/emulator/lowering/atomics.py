@@ -24,7 +24,9 @@ def operation(ctx: Context, mods) -> tuple[str, str, int, int, int]:
     kind = SAME.get(kind, kind)
     allowed = FLOAT_OPERATIONS.get(kind)
     vector_float = count > 1 and kind in ("f32", "f16", "bf16", "f16x2", "bf16x2")
-    if (allowed and name not in allowed and not vector_float) or (kind in ("f16", "bf16", "f16x2", "bf16x2") and name not in ("add", "min", "max")):
+    if (allowed and name not in allowed and not vector_float) or (
+        kind in ("f16", "bf16", "f16x2", "bf16x2") and name not in ("add", "min", "max")
+    ):
         raise ctx.fail(f"{name} does not exist for {kind}")
     return name, kind, count, space, OPERATIONS.index(name) << 20 | TYPES.index(kind) << 24
 

@@ -123,11 +123,15 @@ def fence(ctx: Context, ins: Instruction) -> None:
     mods = ins.modifiers()
     mod = 2 if mods.flag("mbarrier_init") else 0
     if mods.flag("proxy"):
-        proxy = mods.match(r"(alias|async(::(global|shared::cta|shared::cluster|shared))?|tensormap::generic|async::generic"
-                           r"|generic::async)")  # fmt: skip
+        proxy = mods.match(
+            r"(alias|async(::(global|shared::cta|shared::cluster|shared))?|tensormap::generic|async::generic"
+            r"|generic::async)"
+        )
         if proxy is None:
             raise ctx.fail("unknown proxy")
-        mods.ignore("global", "shared::cta", "shared::cluster", "sync_restrict::shared::cta", "sync_restrict::shared::cluster")
+        mods.ignore(
+            "global", "shared::cta", "shared::cluster", "sync_restrict::shared::cta", "sync_restrict::shared::cluster"
+        )
         if proxy.group(1).startswith("async") and not proxy.group(1).endswith("global"):
             mod |= 1
     else:

@@ -11,9 +11,22 @@ UNSIGNED = {"lo": "lt", "ls": "le", "hi": "gt", "hs": "ge"}
 COMBINE = {"and": 1, "or": 2, "xor": 3}
 FTZ_COMPARE, BF16_COMPARE = 256, 512
 HANDLER = {
-    "b16": "U16", "u16": "U16", "s16": "S16", "b32": "U32", "u32": "U32", "s32": "S32", "b64": "U64", "u64": "U64", "s64": "S64",
-    "f32": "F32", "f64": "F64", "f16": "HALF", "bf16": "HALF", "f16x2": "HALF2", "bf16x2": "HALF2",
-}  # fmt: skip
+    "b16": "U16",
+    "u16": "U16",
+    "s16": "S16",
+    "b32": "U32",
+    "u32": "U32",
+    "s32": "S32",
+    "b64": "U64",
+    "u64": "U64",
+    "s64": "S64",
+    "f32": "F32",
+    "f64": "F64",
+    "f16": "HALF",
+    "bf16": "HALF",
+    "f16x2": "HALF2",
+    "bf16x2": "HALF2",
+}
 
 
 def comparison(ctx: Context, mods: Modifiers) -> int:

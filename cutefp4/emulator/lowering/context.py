@@ -12,18 +12,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import PtxError
-from ..native_build import operations
 from ..modifiers import TYPE_BYTES
+from ..native_build import operations
 from ..ptx_parser import Address, Function, Imm, Instruction, Module, Not, Pair, Reg, Scope, Variable, Vector
 
 LOWERINGS: dict[tuple[str, ...], Callable[[Context, Instruction], None]] = {}
 SMEM_RESERVED = 1024
 
 SPECIAL = (
-    "tid.x tid.y tid.z ntid.x ntid.y ntid.z ctaid.x ctaid.y ctaid.z nctaid.x nctaid.y nctaid.z laneid warpid nwarpid smid nsmid "
-    "gridid clusterid.x clusterid.y clusterid.z nclusterid.x nclusterid.y nclusterid.z cluster_ctaid.x cluster_ctaid.y "
-    "cluster_ctaid.z cluster_nctaid.x cluster_nctaid.y cluster_nctaid.z cluster_ctarank cluster_nctarank lanemask_eq lanemask_le "
-    "lanemask_lt lanemask_ge lanemask_gt clock clock_hi globaltimer globaltimer_hi total_smem_size dynamic_smem_size "
+    "tid.x tid.y tid.z ntid.x ntid.y ntid.z ctaid.x ctaid.y ctaid.z nctaid.x nctaid.y nctaid.z laneid "
+    "warpid nwarpid smid nsmid gridid clusterid.x clusterid.y clusterid.z nclusterid.x nclusterid.y "
+    "nclusterid.z cluster_ctaid.x cluster_ctaid.y cluster_ctaid.z cluster_nctaid.x cluster_nctaid.y "
+    "cluster_nctaid.z cluster_ctarank cluster_nctarank lanemask_eq lanemask_le lanemask_lt lanemask_ge "
+    "lanemask_gt clock clock_hi globaltimer globaltimer_hi total_smem_size dynamic_smem_size "
     "is_explicit_cluster shared_base"
 ).split()
 SPECIAL_NUMBER = {name: i for i, name in enumerate(SPECIAL)}
@@ -303,7 +304,7 @@ class Context:
         return slot
 
     def symbol_address(self, name: str, offset: int, bits: int) -> int:
-        """Address of a variable in its own space. Shared addresses carry the CTA's rank, so they are read at run time."""
+        """Address of a variable in its own space; a shared one carries the CTA's rank, so it is read at run time."""
         found = self.variable(name, self.ins.scope)
         if found is None:
             if name in self.module.functions:
@@ -337,8 +338,16 @@ class Context:
 
     # -- output
 
-    def emit(self, name: str, args: Sequence[int] = (), mod: int = 0, imm: int = 0, aux: int = 0, label: str | None = None,
-             guarded: bool = True) -> Emitted:  # fmt: skip
+    def emit(
+        self,
+        name: str,
+        args: Sequence[int] = (),
+        mod: int = 0,
+        imm: int = 0,
+        aux: int = 0,
+        label: str | None = None,
+        guarded: bool = True,
+    ) -> Emitted:
         """Appends an interpreter instruction with the PTX instruction's guard."""
         if name not in OPERATION_NUMBER:
             raise self.fail(f"the interpreter has no operation {name}")

@@ -88,7 +88,12 @@ def integer(ctx: Context, ins: Instruction, to: str, source: str, flags: int) ->
     d, have = target(ctx, ins, register_bits(to))
     plain = not flags and have == int(to[1:])
     if plain and reg_bits == int(source[1:]):
-        name = {("64", "u32"): "CVT_U64_U32", ("64", "s32"): "CVT_S64_S32", ("32", "u64"): "CVT_U32_U64", ("32", "s64"): "CVT_U32_U64"}
+        name = {
+            ("64", "u32"): "CVT_U64_U32",
+            ("64", "s32"): "CVT_S64_S32",
+            ("32", "u64"): "CVT_U32_U64",
+            ("32", "s64"): "CVT_U32_U64",
+        }
         fast = name.get((to[1:], source))
         if fast:
             ctx.emit(fast, [d, slot])
@@ -104,7 +109,9 @@ def integer(ctx: Context, ins: Instruction, to: str, source: str, flags: int) ->
 def to_integer(ctx: Context, ins: Instruction, to: str, source: str, rounding: int, flags: int) -> None:
     slot = wide_source(ctx, ins, source)
     d, have = target(ctx, ins, register_bits(to))
-    mod = int(to[1:]) << 8 | (to[0] == "s") << 17 | rounding << 20 | bool(flags & FTZ) << 23 | FORMATS.index(source) << 24
+    mod = (
+        int(to[1:]) << 8 | (to[0] == "s") << 17 | rounding << 20 | bool(flags & FTZ) << 23 | FORMATS.index(source) << 24
+    )
     ctx.emit("CVT_F2I", [d, slot], mod=mod, aux=have)
 
 
@@ -119,11 +126,15 @@ def from_integer(ctx: Context, ins: Instruction, to: str, source: str, rounding:
     if to == "f32" and source in ("s32", "u32") and rounding == 0 and not flags:
         ctx.emit(f"CVT_F32_{source.upper()}", [d, slot])
         return
-    mod = int(source[1:]) | (source[0] == "s") << 16 | rounding << 20 | bool(flags & SAT) << 23 | FORMATS.index(to) << 24
+    mod = (
+        int(source[1:]) | (source[0] == "s") << 16 | rounding << 20 | bool(flags & SAT) << 23 | FORMATS.index(to) << 24
+    )
     ctx.emit("CVT_I2F", [d, slot], mod=mod)
 
 
-def between_floats(ctx: Context, ins: Instruction, to: str, source: str, rounding: str | None, integral: str | None, flags: int) -> None:
+def between_floats(
+    ctx: Context, ins: Instruction, to: str, source: str, rounding: str | None, integral: str | None, flags: int
+) -> None:
     slot = wide_source(ctx, ins, source)
     d, _ = target(ctx, ins, register_bits(to))
     fast = {("f32", "f16"), ("f16", "f32"), ("f32", "bf16"), ("bf16", "f32")}

@@ -84,7 +84,13 @@ def sign(ctx: Context, ins: Instruction) -> None:
     args = sources(ctx, ins.operands[1:], kind)
     d = ctx.dst(ins.operands[0], BITS[kind])
     if kind in HALVES:
-        ctx.emit(f"{name}_HALF", [d, *args], mod=FTZ if ftz and "bf" not in kind else 0, imm=SIGN_MASK[kind], aux=int("bf" in kind))
+        ctx.emit(
+            f"{name}_HALF",
+            [d, *args],
+            mod=FTZ if ftz and "bf" not in kind else 0,
+            imm=SIGN_MASK[kind],
+            aux=int("bf" in kind),
+        )
     elif kind == "f32x2":
         raise ctx.fail("packed fp32 sign operations do not exist")
     else:

@@ -1,4 +1,4 @@
-"""Integer, logic and bit instructions; mixed opcodes (add, min, neg ...) that also exist for floats go on to floating.py."""
+"""Integer, logic and bit instructions. Opcodes that also exist for floats (add, min, neg ...) go on to floating.py."""
 
 from __future__ import annotations
 

@@ -8,16 +8,47 @@ from .context import Context, lowers
 
 SPACE = {"global": 1, "shared": 2, "local": 3, "param": 4, "const": 1}
 HINTS = (
-    "ca", "cg", "cs", "lu", "cv", "wb", "wt", "nc", "weak", "volatile", "relaxed", "acquire", "release", "acq_rel", "mmio", "cta", "cluster",
-    "gpu", "sys", "L1::evict_normal", "L1::evict_unchanged", "L1::evict_first", "L1::evict_last", "L1::no_allocate",
-    "L2::evict_normal", "L2::evict_first", "L2::evict_last", "L2::cache_hint", "L2::64B", "L2::128B", "L2::256B", "unified",
-)  # fmt: skip
+    "ca",
+    "cg",
+    "cs",
+    "lu",
+    "cv",
+    "wb",
+    "wt",
+    "nc",
+    "weak",
+    "volatile",
+    "relaxed",
+    "acquire",
+    "release",
+    "acq_rel",
+    "mmio",
+    "cta",
+    "cluster",
+    "gpu",
+    "sys",
+    "L1::evict_normal",
+    "L1::evict_unchanged",
+    "L1::evict_first",
+    "L1::evict_last",
+    "L1::no_allocate",
+    "L2::evict_normal",
+    "L2::evict_first",
+    "L2::evict_last",
+    "L2::cache_hint",
+    "L2::64B",
+    "L2::128B",
+    "L2::256B",
+    "unified",
+)
 CLUSTER_SPACE = 5
 
 
 def space_of(mods: Modifiers) -> int:
     """Space number of native/access.h; 0 generic."""
-    name = mods.one_of("global", "shared", "shared::cta", "shared::cluster", "local", "param", "param::entry", "param::func", "const")
+    name = mods.one_of(
+        "global", "shared", "shared::cta", "shared::cluster", "local", "param", "param::entry", "param::func", "const"
+    )
     if name == "shared::cluster":
         return CLUSTER_SPACE
     return SPACE[name.split("::")[0]] if name else 0

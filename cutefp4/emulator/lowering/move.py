@@ -81,7 +81,13 @@ def pack(ctx: Context, d, a: Vector, bits: int) -> None:
         ctx.emit("MOV64", [target + 2, halves[1]])
         ctx.emit("MOV64", [target, low])
         return
-    name = {(64, 32): "PACK64", (64, 16): "PACK64_16", (32, 16): "PACK32", (32, 8): "PACK32_8", (16, 8): "PACK16_8"}.get((bits, width))
+    name = {
+        (64, 32): "PACK64",
+        (64, 16): "PACK64_16",
+        (32, 16): "PACK32",
+        (32, 8): "PACK32_8",
+        (16, 8): "PACK16_8",
+    }.get((bits, width))
     if name is None:
         raise ctx.fail(f"packing {len(items)} x {width} bits is not implemented")
     ctx.emit(name, [target, *args])
@@ -91,7 +97,9 @@ def pack(ctx: Context, d, a: Vector, bits: int) -> None:
 def cvta(ctx: Context, ins: Instruction) -> None:
     mods = ins.modifiers()
     back = mods.flag("to")
-    space = mods.need("global", "shared", "shared::cta", "shared::cluster", "local", "const", "param", "param::entry").split("::")[0]
+    space = mods.need(
+        "global", "shared", "shared::cta", "shared::cluster", "local", "const", "param", "param::entry"
+    ).split("::")[0]
     bits = int(mods.need("u64", "u32")[1:])
     mods.done()
     if bits == 32:
