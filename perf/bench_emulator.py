@@ -14,8 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "emulator"))
 
-from microkernels import blackwell_gemm, every_kernel, hopper_gemm  # noqa: E402
-from microkernels.compare import run_in_emulator  # noqa: E402
+from microkernels import blackwell_gemm, every_kernel, hopper_gemm
+from microkernels.compare import run_in_emulator
 
 
 def cases() -> list[tuple[str, object]]:

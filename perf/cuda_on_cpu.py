@@ -83,8 +83,14 @@ def _dequantised(codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return values * factors.repeat_interleave(block, dim=1)
 
 
-DRIVER_ANSWERS = {"cuInit": (), "cuDeviceGetCount": (1,), "cuDeviceGet": (0,), "cuCtxGetCurrent": (0,), "cuCtxSynchronize": (),
-                  "cuDriverGetVersion": (13000,)}  # fmt: skip
+DRIVER_ANSWERS = {
+    "cuInit": (),
+    "cuDeviceGetCount": (1,),
+    "cuDeviceGet": (0,),
+    "cuCtxGetCurrent": (0,),
+    "cuCtxSynchronize": (),
+    "cuDriverGetVersion": (13000,),
+}
 
 
 class _Stream:
@@ -104,7 +110,7 @@ class _Stream:
     def synchronize(self):
         return None
 
-    wait_stream = wait_event = synchronize
+    wait_stream = wait_event = replay = synchronize
 
     def __enter__(self):
         return self
@@ -135,6 +141,8 @@ def cuda_on_cpu(arch: str, sms: int):
         "get_device_capability": lambda *a: CAPABILITY[arch], "get_device_properties": lambda *a: properties,
         "get_device_name": lambda *a: properties.name, "empty_cache": lambda: None, "init": lambda: None,
         "Stream": _Stream, "Event": _Stream, "stream": lambda s: contextlib.nullcontext(),
+        # what is captured runs at once; replaying it again would only repeat it
+        "CUDAGraph": _Stream, "graph": lambda *a, **k: contextlib.nullcontext(),
     }  # fmt: skip
     with contextlib.ExitStack() as stack:
         for name, value in answers.items():
