@@ -17,9 +17,9 @@ import traceback
 import warnings
 from pathlib import Path
 
+import cutefp4.kernels
 import pytest
 
-import cutefp4.kernels
 from cutefp4 import compile as kernel_cache
 from cutefp4 import disk_cache, dsl, fingerprint
 from cutefp4.disk_cache import CORRUPT, META, entries
