@@ -55,11 +55,17 @@ static int overlaps(const Claim *c, u32 off, u32 size) {
 
 static int writes(u32 access) { return access != ACCESS_READ; }
 
-/* A claim that an access of kind `access` races with among the pending writes, or among the pending reads. */
-static Claim *conflict(Shadow *sh, u32 off, u32 size, u32 access, int pending_writes) {
+/* Reductions commute; threads that copy one element redundantly with cp.async all write the same value. */
+static int harmless_pair(const Claim *c, u32 access, u32 kind) {
+    return (access == ACCESS_ATOMIC && c->access == ACCESS_ATOMIC) || (kind == ASYNC_CP_ASYNC && c->kind == ASYNC_CP_ASYNC);
+}
+
+enum { NOT_ASYNC = ASYNC_KINDS }; /* kind of an ordinary access */
+
+/* A claim that an access races with among the pending writes, or among the pending reads. */
+static Claim *conflict(Shadow *sh, u32 off, u32 size, u32 access, u32 kind, int pending_writes) {
     for (Claim *c = sh->first; c; c = c->next)
-        if (writes(c->access) == pending_writes && !(access == ACCESS_ATOMIC && c->access == ACCESS_ATOMIC) && overlaps(c, off, size))
-            return c;
+        if (writes(c->access) == pending_writes && !harmless_pair(c, access, kind) && overlaps(c, off, size)) return c;
     return NULL;
 }
 
@@ -86,14 +92,14 @@ static int report_race(Machine *m, const Warp *w, const Instr *ins, u32 lane, co
 
 /* Slow path of an access whose flags say that a claim may be near; clears stale flags. */
 static int check_claims(Machine *m, const Warp *w, const Instr *ins, u32 lane, Cta *cta, u32 off, u32 size, u8 any,
-                        u32 access, const char *what) {
+                        u32 access, u32 kind, const char *what) {
     Shadow *sh = cta->shadow;
     for (int pending_writes = 1; pending_writes >= 0; pending_writes--) {
         u8 flag = pending_writes ? SHADOW_WRITING : SHADOW_READING;
         if (!(any & flag) || (!pending_writes && access == ACCESS_READ)) continue;
-        Claim *c = conflict(sh, off, size, access, pending_writes);
+        Claim *c = conflict(sh, off, size, access, kind, pending_writes);
         if (c) return report_race(m, w, ins, lane, cta, off, size, what, c);
-        if (!conflict(sh, off, size, ACCESS_WRITE, pending_writes))
+        if (!conflict(sh, off, size, ACCESS_WRITE, NOT_ASYNC, pending_writes))
             for (u32 i = 0; i < size; i++) sh->flags[off + i] &= (u8)~flag;
     }
     return EX_NEXT;
@@ -118,7 +124,7 @@ int shadow_generic(Machine *m, Warp *w, const Instr *ins, Cta *cta, const u32 of
         u8 any = any_flags(sh->flags + o, size);
         if (any & (stores ? SHADOW_WRITING | SHADOW_READING : SHADOW_WRITING)) {
             const char *what = access == ACCESS_READ ? "read" : access == ACCESS_WRITE ? "write" : "atomic";
-            if (check_claims(m, w, ins, lane, cta, o, size, any, (u32)access, what) == EX_FATAL) return EX_FATAL;
+            if (check_claims(m, w, ins, lane, cta, o, size, any, (u32)access, NOT_ASYNC, what) == EX_FATAL) return EX_FATAL;
         }
         if (access != ACCESS_WRITE && !(all_flags(sh->flags + o, size) & SHADOW_INIT)) {
             int r = finding(m, w, ins, lane, F_UNINITIALISED_SHARED, (u64)cta->rank << SMEM_RANK_SHIFT | o,
@@ -188,7 +194,7 @@ static void check_async(Machine *m, AsyncOp *op, Cta *cta, const Segment *s, int
     Shadow *sh = cta->shadow;
     u8 any = any_flags(sh->flags + s->off, s->size);
     if (any & (SHADOW_WRITING | SHADOW_READING))
-        check_claims(m, op->warp, op->ins, op->lane, cta, s->off, s->size, any, (u32)access,
+        check_claims(m, op->warp, op->ins, op->lane, cta, s->off, s->size, any, (u32)access, op->kind,
                      access != ACCESS_READ ? "asynchronous write" : "asynchronous read");
     if (access != ACCESS_READ) return;
     if (any & SHADOW_GENERIC) check_fences(m, op, cta, s->off, s->size);
