@@ -103,7 +103,8 @@ class PlannedGemm:
         lines = [
             f"{kind} {r.m}x{r.n}x{r.k}, batch {r.batch}, D {r.out_dtype} stored by {self.plan.store}",
             f"tile {c.tile_m}x{c.tile_n}x{c.tile_k}, {'B' if c.swap_ab else 'A'} decoded in registers to {c.decode_to}",
-            f"{tiles} tiles x {c.splits} splits of K on {self.sms} SMs: {tiles * c.splits / self.sms:.2f} waves",
+            f"{tiles} tiles on {self.sms} SMs: "
+            + ("stream-K, equal shares" if c.stream_k else f"{tiles * c.splits / self.sms:.2f} waves"),
             f"estimate {sm90.estimate(c, r.shape(), self.sms):.0f} clocks",
         ]
         if self.padded_from != r.k:

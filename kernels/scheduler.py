@@ -115,8 +115,9 @@ class _StreamSlots(DeviceStruct):
 class StreamKScheduler(DeviceStruct):
     """Stream-K: the stages of all tiles in one row, cut into equal shares, one per CTA.
 
-    A share covers the end of one tile, whole tiles, and the beginning of another; so every SM has the same work whatever
-    the number of tiles. The cut depends on the shapes and the number of CTAs alone: results repeat bit for bit.
+    A share covers the end of one tile, whole tiles, and the beginning of another; so every SM has the same work
+    whatever the number of tiles. The cut depends on the shapes and the number of CTAs alone: results repeat bit for
+    bit.
     """
 
     def __init__(self, tiles_m: Int32, tiles_n: Int32, batch: Int32, k_stages: Int32, group: int, sms: Int32):

@@ -1,14 +1,16 @@
-"""Blackwell GEMM: a model of the kernel's time, and shape -> configuration by it. Pure Python, no torch, no GPU; deterministic.
+"""Blackwell GEMM: a model of the kernel's time, and shape -> configuration by it. Pure Python, deterministic.
 
-No Blackwell GPU has run the kernel: every number here is a prediction. Per work tile and stage of 256 along K a CTA takes
-the longest of
+No Blackwell GPU has run the kernel: every number here is a prediction. Per work tile and stage of 256 along K a CTA
+takes the longest of
 
     mma    128 * tile_n * 256 products at 16384 per clock and SM
     smem   what TMA writes, tcgen05.mma and tcgen05.cp read, at 128 bytes per clock (assumed to share one port)
-    l2     what TMA brings to this SM, multicast slices counted once, at 64 bytes per clock (assumed)
+    l2     what TMA brings to this SM, slices that neighbours multicast not counted, at 64 bytes per clock (assumed)
 
-The epilogue of a tile runs beside the mainloop of the next: a tile takes the longer of the two. On top come the first fill
-of the pipeline, the last epilogue and the launch. All that is never less than the bytes that must cross HBM.
+Rows behind the end of a matrix are filled with zeros: they cost smem and mma, not l2. The epilogue of a tile runs beside
+the mainloop of the next: a tile takes the longer of the two. On top come the first fill of the pipeline, the last
+epilogue, the launch, and with split-K writing and reading the partial sums. All that is never less than the bytes that
+must cross HBM.
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ EPILOGUE_PANEL = 150
 
 @dataclass(frozen=True)
 class GemmShape:
-    """m, n, k of D = A * B^T; batch: L; out_bytes: of an element of D; c_bytes: of C, 0 without; column_vectors: along N."""
+    """m, n, k of D = A * B^T; batch: L; out_bytes, c_bytes: of an element of D and C (0 without); column_vectors: along N."""
 
     m: int
     n: int
@@ -90,13 +92,19 @@ class Estimate:
     hbm_share: float
 
 
-def stage_clocks(config: Sm100Config, machine: Machine = B200) -> dict[str, float]:
-    """Clocks per stage of one CTA by resource; see the module's text."""
+def stage_clocks(config: Sm100Config, rows: tuple[int, int], machine: Machine = B200) -> dict[str, float]:
+    """Clocks per stage of one CTA by resource; see the module's text.
+
+    rows: of the kernel's A and B, which may be fewer than a tile's.
+    """
     c, size = config, stage_bytes(config)
     mma = CTA_ROWS * c.tile_n * TILE_K / machine.products
-    written, read = size.total, size.total
-    brought = size.a / c.a_slices + size.sfa / c.a_slices + size.b / c.b_slices + size.sfb / c.sfb_slices
-    return {"mma": mma, "smem": (written + read) / machine.smem, "l2": brought / machine.l2}
+    # Every byte is written once by TMA and read once by tcgen05.
+    smem = 2 * size.total / machine.smem
+    share_a, share_b = min(1.0, rows[0] / CTA_ROWS), min(1.0, rows[1] / c.tile_n)
+    brought = share_a * size.a / c.a_slices + size.sfa / c.a_slices
+    brought += share_b * size.b / c.b_slices + size.sfb / c.sfb_slices
+    return {"mma": mma, "smem": smem, "l2": brought / machine.l2}
 
 
 def hbm_bytes(shape: GemmShape) -> float:
@@ -106,7 +114,7 @@ def hbm_bytes(shape: GemmShape) -> float:
 
 
 def clusters_at_once(config: Sm100Config, sms: int) -> int:
-    """Clusters that run side by side; GPCs of up to 18 SMs hold whole clusters only, which costs larger ones a tenth."""
+    """Clusters that run side by side. A GPC of up to 18 SMs holds whole clusters: larger ones lose a tenth of the SMs."""
     usable = sms if config.cluster_size <= 2 else sms * 16 // 18
     return max(usable // config.cluster_size, 1)
 
@@ -114,17 +122,22 @@ def clusters_at_once(config: Sm100Config, sms: int) -> int:
 def estimate(config: Sm100Config, shape: GemmShape, machine: Machine = B200) -> Estimate:
     """The model: time of one launch."""
     c = config
-    tiles_m, tiles_n = -(-shape.m // (CTA_ROWS * c.cluster_m)), -(-shape.n // (c.tile_n * c.cluster_n))
-    tiles, at_once = tiles_m * tiles_n * shape.batch, clusters_at_once(c, machine.sms)
-    waves, stages = -(-tiles // at_once), -(-shape.k // TILE_K)
-    per_stage = stage_clocks(c, machine)
+    rows = (shape.n, shape.m) if c.swap_ab else (shape.m, shape.n)
+    tiles = -(-rows[0] // (CTA_ROWS * c.cluster_m)) * -(-rows[1] // (c.tile_n * c.cluster_n)) * shape.batch * c.splits
+    at_once = clusters_at_once(c, machine.sms)
+    waves, stages = -(-tiles // at_once), -(-shape.k // (TILE_K * c.splits))
+    per_stage = stage_clocks(c, rows, machine)
     limiter, slowest = max(per_stage.items(), key=lambda item: item[1])
     # A ring of S stages has S - 1 loads under way: latency shows when they do not last that long.
     hidden = (c.stages - 1) * slowest
     if hidden < machine.latency:
         limiter, slowest = "latency", machine.latency / (c.stages - 1)
     mainloop = stages * slowest
-    epilogue = c.tile_n * (EPILOGUE_SLOTS + shape.out_bytes / 4 + shape.c_bytes / 2) + c.panels * EPILOGUE_PANEL
+    columns = min(c.tile_n, rows[1])
+    epilogue = columns * (EPILOGUE_SLOTS + shape.out_bytes / 4 + shape.c_bytes / 2) + c.panels * EPILOGUE_PANEL
+    if c.splits > 1:
+        # Partial sums: written by all, read back by the last; stores and dependent loads through L2.
+        epilogue += CTA_ROWS * columns * 4 * (1 + c.splits) / machine.l2 + 2 * machine.latency
     tile = max(mainloop, epilogue) if waves > 1 else mainloop
     if tile > mainloop:
         limiter = "epilogue"
@@ -152,7 +165,15 @@ CANDIDATES = tuple(
     for group, m, n in ((2, 2, 1), (2, 2, 2), (2, 4, 1), (2, 4, 2), (1, 1, 1), (1, 2, 1), (1, 1, 2))
     for tile_n in (256, 192, 128, 64)
 )
-"""Every configuration that `choose` knows, all legal."""
+"""Configurations for many rows, all legal."""
+
+SMALL_M = 128
+SMALL = tuple(
+    with_most_stages(Sm100Config(tile_n=tile_n, swap_ab=True, splits=splits))
+    for tile_n in (64, 128)
+    for splits in (1, 2, 3, 4, 5, 6, 8, 12, 16)
+)
+"""Configurations for at most SMALL_M rows: the weight fills the 128 rows of the MMA, and K is shared."""
 
 _INVARIANT_M = 1024
 
@@ -166,6 +187,7 @@ def choose(shape: GemmShape, sms: int, batch_invariant: bool = False) -> Sm100Co
     """
     machine = replace(B200, sms=sms)
     seen = replace(shape, m=_INVARIANT_M) if batch_invariant else shape
-    fitting = (with_most_stages(c, shape.column_vectors) for c in CANDIDATES if c.cluster_size <= sms)
+    small = [c for c in SMALL if c.splits <= -(-shape.k // TILE_K)] if seen.m <= SMALL_M else []
+    fitting = (with_most_stages(c, shape.column_vectors) for c in (*CANDIDATES, *small) if c.cluster_size <= sms)
     legal = [c for c in fitting if not sm100_problems(c, shape.column_vectors)]
     return min(legal, key=lambda c: estimate(c, seen, machine).us)

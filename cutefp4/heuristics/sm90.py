@@ -7,7 +7,8 @@ The candidates are few, and a model of the kernel's time picks one. Its constant
     issue         (ISSUE_M * tile_m + ISSUE_N * tile_n): decoding, which shares the issue slots with everything else
     memory        bytes / BYTES_PER_CLOCK of one SM
 
-and each work tile costs a fixed time on top, more with split-K. Work tiles run in waves of one per SM.
+and each work tile costs a fixed time on top. Tiles run in waves of one per SM; with stream-K every SM gets the same
+share of all tiles, and the exchange of partial sums costs a fixed time.
 """
 
 from __future__ import annotations
@@ -48,10 +49,10 @@ class GemmShape:
         return (b, a) if config.swap_ab else (a, b)
 
 
-LARGE = Sm90Config(k_blocks=2, mma_stages=2, steps_per_group=4)
-"""W4A4 at least a few hundred rows: 256 rows of A in registers, 128 rows of B decoded once."""
+LARGE = Sm90Config(k_blocks=2, mma_stages=3, steps_per_group=4, store_passes=2)
+"""W4A4 from a few hundred rows: 256 rows of A in registers, 128 rows of B decoded once."""
 
-LARGE_A16 = Sm90Config(swap_ab=True, mma_stages=3, steps_per_group=4)
+LARGE_A16 = Sm90Config(swap_ab=True, mma_stages=4, steps_per_group=4, store_passes=2)
 """W4A16: 256 rows of the weight in registers, 128 rows of activations reordered."""
 
 _SMALL = Sm90Config(swap_ab=True, tile_n=16, k_blocks=4, mma_stages=2, steps_per_group=4)
@@ -66,13 +67,12 @@ SMALL = (
 )
 """Weights in registers, 16 to 128 rows of activations; the fewest that cover M waste the least."""
 
-MAX_SPLITS = 16
-SPLIT_TILE = 128 * 128
-"""Largest tile whose K is split: partial sums of larger ones cost more than idle SMs."""
-
 ISSUE_M, ISSUE_N = 2.6, 1.5
 BYTES_PER_CLOCK = 18.0
-TILE_CLOCKS, SPLIT_CLOCKS = 1500.0, 5000.0
+TILE_CLOCKS, SPLIT_CLOCKS = 1500.0, 4000.0
+
+STREAM_TILE = 128 * 128
+"""Largest tile that stream-K is used for: partial sums of larger ones cost more than idle SMs."""
 
 
 def estimate(config: Sm90Config, shape: GemmShape, sms: int = SMS) -> float:
@@ -86,14 +86,18 @@ def estimate(config: Sm90Config, shape: GemmShape, sms: int = SMS) -> float:
         ISSUE_M * config.tile_m + ISSUE_N * config.tile_n,
         K_BLOCK * (0.5625 * config.tile_m + bytes_n * used_n) / BYTES_PER_CLOCK,
     )
-    fixed = TILE_CLOCKS + (SPLIT_CLOCKS if config.splits > 1 else 0.0)
-    stages = -(-shape.k // (config.tile_k * config.splits))
-    waves = -(-tiles * config.splits // sms)
-    return waves * (stages * config.k_blocks * block + fixed)
+    stages = -(-shape.k // config.tile_k)
+    if config.stream_k:
+        ctas = min(tiles * stages, sms)
+        per_cta = tiles * stages / ctas
+        parts = 1 + per_cta / stages
+        return per_cta * config.k_blocks * block + parts * TILE_CLOCKS + SPLIT_CLOCKS
+    waves = -(-tiles // sms)
+    return waves * (stages * config.k_blocks * block + TILE_CLOCKS)
 
 
 def candidates(shape: GemmShape, batch_invariant: bool = False) -> list[Sm90Config]:
-    """Configurations worth comparing for a shape, with their splits of K; all of them legal."""
+    """Configurations worth comparing for a shape, with and without stream-K; all of them legal."""
     decode_to = shape.activations if shape.activations != "nvfp4" else "float16"
     if shape.halves_columns:
         bases = (LARGE,)
@@ -108,9 +112,9 @@ def candidates(shape: GemmShape, batch_invariant: bool = False) -> list[Sm90Conf
         config = with_most_stages(replace(base, decode_to=decode_to), *operands, shape.staged_store)
         if sm90_problems(config, *operands, shape.staged_store):
             continue
-        stages = -(-shape.k // base.tile_k)
-        most = 1 if batch_invariant or base.tile_n * base.tile_m > SPLIT_TILE else min(MAX_SPLITS, stages)
-        found += [replace(config, splits=s) for s in range(1, most + 1)]
+        found.append(config)
+        if not batch_invariant and base.swap_ab and base.tile_n * base.tile_m <= STREAM_TILE:
+            found.append(replace(config, stream_k=True))
     return found
 
 

@@ -150,7 +150,8 @@ class TileEpilogue(DeviceStruct):
         return [Float32(pair[0]), Float32(pair[1])]
 
     def _block(self, fragment: Fragment, acc, block: int, atoms: range, loaded, amax_m: dict) -> list:
-        """All elements of one n-block of some 64-row tiles; returns per 64-row tile the packed pairs of rows g and g + 8 (staged store)."""
+        """All elements of one n-block of some 64-row tiles; returns per 64-row tile the packed pairs of rows g and g +
+        8 (staged store)."""
         along_n = {
             (leaf.name, j): value
             for v, leaf in enumerate(self._vectors(False))
