@@ -21,6 +21,7 @@ Rules that it enforces:
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 import platform
@@ -342,6 +343,24 @@ def _commit() -> str:
         return ""
 
 
+def _sources() -> str:
+    """Digest of host, device and benchmark code: ties a result to a tree where there is no git."""
+    digest = hashlib.sha256()
+    for name in ("cutefp4", "kernels", "perf"):
+        for path in sorted((ROOT / name).rglob("*.py")):
+            digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _arguments() -> list[str]:
+    """The program's arguments, without the place that the results go to."""
+    kept = list(sys.argv[1:])
+    if "--out" in kept:
+        at = kept.index("--out")
+        del kept[at : at + 2]
+    return [argument for argument in kept if not argument.startswith("--out=")]
+
+
 def environment() -> dict[str, str]:
     """What a number depends on besides the code: device, driver, versions, program and its commit."""
     found = {
@@ -352,8 +371,9 @@ def environment() -> dict[str, str]:
         "tvm_ffi": _version("apache-tvm-ffi"),
         "python": platform.python_version(),
         "program": Path(sys.argv[0]).name,
-        "arguments": " ".join(sys.argv[1:]),
+        "arguments": " ".join(_arguments()),
         "commit": _commit(),
+        "sources": _sources(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     if torch.cuda.is_available():

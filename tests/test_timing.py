@@ -19,6 +19,7 @@ from perf.timing import (
     Table,
     Timing,
     Variant,
+    environment,
     fill,
     measure,
     poison,
@@ -132,6 +133,13 @@ def test_rows_tell_where_they_come_from(tmp_path):
     rows = list(csv.DictReader(as_csv.open()))
     assert [row["m"] for row in rows] == ["128", "256"] and rows[1]["variant"] == "" and rows[1]["error"] == "none"
     assert rows[0]["torch"] == torch.__version__
+
+
+def test_results_name_no_place_of_the_machine(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["bench.py", "--small", "--out", "/somewhere/x", "--only", "a"])
+    assert environment()["arguments"] == "--small --only a"
+    monkeypatch.setattr("sys.argv", ["bench.py", "--out=/somewhere/x", "--small"])
+    assert environment()["arguments"] == "--small" and len(environment()["sources"]) == 12
 
 
 def test_nobody_else_makes_timing_events():
