@@ -105,8 +105,7 @@ static int check_claims(Machine *m, const Warp *w, const Instr *ins, u32 lane, C
     return EX_NEXT;
 }
 
-static void mark_generic(Shadow *sh, const Warp *w, u32 off, u32 size) {
-    for (u32 i = 0; i < size; i++) sh->flags[off + i] |= SHADOW_INIT | SHADOW_GENERIC;
+static void mark_writer(Shadow *sh, const Warp *w, u32 off, u32 size) {
     u16 who = (u16)(w->cta->rank * 32 + w->index % 32);
     for (u32 g = off / 4; g <= (off + size - 1) / 4; g++) {
         sh->write_time[g] = tick;
@@ -114,24 +113,48 @@ static void mark_generic(Shadow *sh, const Warp *w, u32 off, u32 size) {
     }
 }
 
+#define BYTES(flag) (0x0101010101010101ull * (flag))
+
+/* The access of one lane, if its bytes have nothing special about them; 0 if the slow path has to look. */
+static inline int plain_access(u8 *flags, u32 size, int access) {
+    u64 bad = BYTES(access == ACCESS_READ ? SHADOW_WRITING : SHADOW_WRITING | SHADOW_READING);
+    for (u32 at = 0; at < size; at += 8) {
+        u32 n = size - at < 8 ? size - at : 8;
+        u64 mask = n == 8 ? ~0ull : (1ull << 8 * n) - 1, f = 0;
+        memcpy(&f, flags + at, n);
+        if (f & bad || (access != ACCESS_WRITE && (~f & mask & BYTES(SHADOW_INIT)))) return 0;
+    }
+    if (access != ACCESS_READ)
+        for (u32 i = 0; i < size; i++) flags[i] |= SHADOW_INIT | SHADOW_GENERIC;
+    return 1;
+}
+
+static int inspect_access(Machine *m, Warp *w, const Instr *ins, u32 lane, Cta *cta, u32 off, u32 size, int access) {
+    Shadow *sh = cta->shadow;
+    u8 any = any_flags(sh->flags + off, size);
+    if (any & (access == ACCESS_READ ? SHADOW_WRITING : SHADOW_WRITING | SHADOW_READING)) {
+        const char *what = access == ACCESS_READ ? "read" : access == ACCESS_WRITE ? "write" : "atomic";
+        if (check_claims(m, w, ins, lane, cta, off, size, any, (u32)access, NOT_ASYNC, what) == EX_FATAL) return EX_FATAL;
+    }
+    if (access != ACCESS_WRITE && !(all_flags(sh->flags + off, size) & SHADOW_INIT)) {
+        int r = finding(m, w, ins, lane, F_UNINITIALISED_SHARED, (u64)cta->rank << SMEM_RANK_SHIFT | off,
+                        "read of %u bytes at shared offset 0x%x that nothing has written", size, off);
+        if (r == EX_FATAL) return r;
+    }
+    if (access != ACCESS_READ)
+        for (u32 i = 0; i < size; i++) sh->flags[off + i] |= SHADOW_INIT | SHADOW_GENERIC;
+    return EX_NEXT;
+}
+
 int shadow_generic(Machine *m, Warp *w, const Instr *ins, Cta *cta, const u32 off[LANES], u32 mask, u32 size, int access) {
     Shadow *sh = cta->shadow;
     if (!sh || !m->launch->strict) return EX_NEXT;
-    int stores = writes((u32)access);
-    if (stores) tick++;
+    if (access != ACCESS_READ) tick++;
     for (u32 todo = mask; todo; todo &= todo - 1) {
         u32 lane = lowest_lane(todo), o = off[lane];
-        u8 any = any_flags(sh->flags + o, size);
-        if (any & (stores ? SHADOW_WRITING | SHADOW_READING : SHADOW_WRITING)) {
-            const char *what = access == ACCESS_READ ? "read" : access == ACCESS_WRITE ? "write" : "atomic";
-            if (check_claims(m, w, ins, lane, cta, o, size, any, (u32)access, NOT_ASYNC, what) == EX_FATAL) return EX_FATAL;
-        }
-        if (access != ACCESS_WRITE && !(all_flags(sh->flags + o, size) & SHADOW_INIT)) {
-            int r = finding(m, w, ins, lane, F_UNINITIALISED_SHARED, (u64)cta->rank << SMEM_RANK_SHIFT | o,
-                            "read of %u bytes at shared offset 0x%x that nothing has written", size, o);
-            if (r == EX_FATAL) return r;
-        }
-        if (stores) mark_generic(sh, w, o, size);
+        if (!plain_access(sh->flags + o, size, access) && inspect_access(m, w, ins, lane, cta, o, size, access) == EX_FATAL)
+            return EX_FATAL;
+        if (access != ACCESS_READ) mark_writer(sh, w, o, size);
     }
     return EX_NEXT;
 }
