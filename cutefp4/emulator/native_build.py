@@ -34,6 +34,7 @@ FLAGS = (
     "-ffp-contract=off",
     "-fvisibility=hidden",
     "-fno-math-errno",
+    "-fno-sanitize=undefined",  # which zig switches on by itself
     "-w",
 )
 
@@ -76,8 +77,10 @@ def _machine_flags() -> tuple[str, ...]:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
         return ()
-    wanted = ("avx2", "bmi2", "fma", "f16c", "movbe")
-    return ("-march=x86-64-v3",) if all(f" {flag}" in flags for flag in wanted) else ()
+    wanted = ("avx2", "bmi1", "bmi2", "fma", "f16c", "movbe", "popcnt")
+    present = all(f" {flag} " in flags for flag in wanted)
+    # One by one: zig spells -march=x86-64-v3 differently.
+    return tuple(f"-m{flag.replace('bmi1', 'bmi')}" for flag in wanted) if present else ()
 
 
 def _key(flags: tuple[str, ...], compiler: list[str]) -> str:

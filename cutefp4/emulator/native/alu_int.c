@@ -7,14 +7,11 @@
 /* ---- moves and selects */
 OP_1(MOV32, u32, u32, a)
 OP_1(MOV64, u64, u64, a)
-OP_1(PACK64_HI, u32, u64, a >> 32)
-OP_1(UNPACK64_LO, u32, u64, a)
 OP_2(PACK64, u64, u32, u32, (u64)a | (u64)b << 32)
 OP_2(PACK32, u32, u32, u32, (a & 0xffffu) | b << 16)
 OP_4(PACK32_8, u32, u32, u32, u32, u32, (a & 0xffu) | (b & 0xffu) << 8 | (c & 0xffu) << 16 | e << 24)
 OP_2(PACK16_8, u32, u32, u32, (a & 0xffu) | (b & 0xffu) << 8)
 OP_4(PACK64_16, u64, u32, u32, u32, u32, (u64)U16(a) | (u64)U16(b) << 16 | (u64)U16(c) << 32 | (u64)U16(e) << 48)
-OP_1(TRUNC16, u32, u32, U16(a))
 
 /* extract field: aux = shift, imm = mask */
 int op_EXTRACT32(Machine *m, Warp *w, const Instr *ins, u32 mask)

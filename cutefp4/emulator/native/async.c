@@ -73,16 +73,6 @@ static int advance(Machine *m, AsyncOp *op)
     else event(m);
     return 1;
 }
-void async_finish(Machine *m, AsyncOp *op)
-{
-    for (;;) {
-        int did = op->step(m, op);
-        if (did == ASYNC_WAIT) return;
-        op->phase++;
-        if (did == ASYNC_DONE) { retire(m, op); return; }
-    }
-}
-
 static int may_advance(Machine *m, const AsyncOp *op, int force)
 {
     return force || random_below(m, 1000) < m->mood.kind_permille[op->kind];

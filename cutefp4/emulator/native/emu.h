@@ -228,7 +228,6 @@ struct Cluster {
     u32 id, size;          /* id: linear cluster index in the grid */
     u32 cid[3];
     Cta *ctas[MAX_CLUSTER];
-    u32 live_ctas;
     u32 sm;
 };
 
@@ -255,7 +254,6 @@ typedef struct Personality {
     u32 async_permille;             /* chance per slice that async work advances at all */
     u32 kind_permille[ASYNC_KINDS]; /* chance that an op of that kind advances when chosen */
     u32 starved_warps;              /* bit w%32: warps that run only when nothing else can */
-    u32 store_late;
 } Personality;
 
 enum Counter {
@@ -293,7 +291,6 @@ struct Machine {
     AsyncQueue **queues;   /* all queues that exist */
     u32 n_queues, cap_queues;
     u32 n_ops;
-    Warp *warp;            /* running */
     u64 n_finished_hint;   /* Machine.events when finished CTAs were last looked for */
 };
 
@@ -346,9 +343,6 @@ int mbar_complete_tx(Machine *m, const Warp *w, const Instr *ins, u32 lane, Cta 
 void queue_register(Machine *m, AsyncQueue *q, int in_order);
 void queue_unregister(Machine *m, AsyncQueue *q);
 AsyncOp *async_push(Machine *m, AsyncQueue *q, int kind, AsyncStep step, Warp *w, const Instr *ins, u32 mask);
-/* Runs phases of `op` until it is complete; used to force work (wait_group under a lazy personality needs no forcing:
- * blocked warps let the scheduler run the queues). */
-void async_finish(Machine *m, AsyncOp *op);
 /* Ops of (warp, lane) in bulk groups older than `keep` committed ones that are not complete (read_only: not yet read). */
 u32 bulk_groups_pending(Machine *m, const Warp *w, u32 lane, u32 keep, int read_only);
 

@@ -93,7 +93,7 @@ static void begin_cluster(Machine *m)
     c->cid[0] = c->id % n[0];
     c->cid[1] = c->id / n[0] % n[1];
     c->cid[2] = c->id / (n[0] * n[1]);
-    c->size = c->live_ctas = cluster_ctas(g);
+    c->size = cluster_ctas(g);
     u32 room = g->sms * g->ctas_per_sm / c->size;
     c->sm = c->id % (room ? room : 1) * c->size % g->sms;
     for (u32 rank = 0; rank < c->size; rank++) {
@@ -119,18 +119,13 @@ static void finish_cta(Machine *m, Cta *cta)
     if (cta->exited) return;
     cta->exited = 1;
     cta_barriers_at_exit(m, cta);
-    m->warp = 0;
 }
-static u32 warn_unread_stores(Machine *m, Cta *cta)
+static void warn_unread_stores(Machine *m, Cta *cta)
 {
-    u32 n = 0;
     for (AsyncOp *op = cta->bulk.head; op; op = op->next)
-        if (op->group && !op->reads_done) {
+        if (op->group && !op->reads_done)
             finding(m, op->warp, op->ins, op->lane, F_UNREAD_BULK_STORES, 0,
                     "all warps have exited and this bulk store has not read its shared memory yet: wait for the group first");
-            n++;
-        }
-    return n;
 }
 u32 retire_clusters(Machine *m)
 {

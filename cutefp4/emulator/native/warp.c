@@ -124,7 +124,6 @@ int warp_run(Machine *m, Warp *w, u32 slice)
     const Instr *code = m->code;
     u64 *counts = m->launch->pc_count, *lanes = m->launch->pc_lanes;
     u32 meet = meeting_point(w);
-    m->warp = w;
     while (slice--) {
         const Instr *ins = &code[w->pc];
         u32 mask = w->active;
