@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 
 import pytest
 
@@ -128,17 +129,16 @@ def test_loaded_from_disk_as_from_the_compiler():
 
 
 def test_disk_hit_is_fast():
-    import time
-
+    """CPU time, which other processes on the machine do not lengthen; perf/bench_launch.py measures wall time."""
     plans = [TinyPlan("sm_90a", unused=i) for i in range(5)]
     for plan in plans:
         kernel_cache.load(plan)
     kernel_cache.reset()
     seconds = []
     for plan in plans:
-        start = time.perf_counter()
+        start = time.process_time()
         kernel_cache.get(plan)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     assert sorted(seconds)[2] < 0.030
 
 

@@ -81,7 +81,7 @@ def test_host_clock_measures_the_caller_and_rotates_sets():
     slow = measure([variant("slow", lambda i: (seen.append(i), time.sleep(0.002)))], sets=3, rounds=3, clock=clock)[
         "slow"
     ]
-    assert 0.002 <= slow.low and slow.median < 0.02 and slow.calls == 6
+    assert 0.002 <= slow.low and slow.median < 1.0 and slow.calls == 6
     assert seen == [0, 1, 2] + [0, 1, 2, 0, 1, 2] * 3
 
 
