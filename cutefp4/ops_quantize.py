@@ -1,7 +1,7 @@
 """Launches of the quantisation kernels: allocate outputs, choose plans, run.
 
-    rowwise 1x16 copy alone     [amax of the tensor, unless given] -> cast_rows (token amaxes are found in the same read)
-    everything else             amaxes that are not given, in one read -> cast_tiles (both copies in one read)
+    rowwise 1x16 copy with token scaling     cast_rows: the amaxes are found in the read that casts
+    everything else                          amaxes that are not given, in one read; then cast_tiles
 
 Outputs are allocated here, so that torch.compile sees them; what depends on the values of shapes and pointers is inside
 the operators, which write into tensors that exist.
@@ -369,13 +369,11 @@ def _quantize_matrix(x, recipe: QuantRecipe, given: tuple, random, row: _Copy | 
     text = recipe_text(recipe)
     if x.stride(1) != 1:
         x = x.contiguous()
-    if column is None and recipe.block == "1d":
-        amax, found = given[0], given[0] is None and recipe.scaling == "token"
-        if found:
+    if column is None and recipe.block == "1d" and recipe.scaling == "token":
+        amax = given[0]
+        if amax is None:
             amax = torch.empty(row.rows, dtype=torch.float32, device=x.device)
-        elif amax is None:
-            amax = _measured(x, recipe, True, False, 0, None)[0]
-        cast_rows(x, text, row.codes, row.scales.view(-1), amax.view(-1), random, not found, "none")
+        cast_rows(x, text, row.codes, row.scales.view(-1), amax.view(-1), random, given[0] is not None, "none")
         return amax, None
     given = tuple(_scalar_amax(a, recipe) for a in given)
     amaxes = _outer_amaxes(x, recipe, (row is not None, column is not None), given)
@@ -406,7 +404,7 @@ def quantize(
     seed: int | torch.Tensor = 0,
     offset: int | torch.Tensor = 0,
 ) -> tuple[Nvfp4Operand | None, Nvfp4Operand | None]:
-    """Quantise a matrix on the device that holds it; arguments and results are those of `cutefp4.reference.quantize`."""
+    """Quantise on the device that holds x; arguments and results are those of `cutefp4.reference.quantize`."""
     batch, (m, n), layout = tuple(x.shape[:-2]), x.shape[-2:], recipe.scale_layout
     random = _random_state(x, recipe, seed, offset)
     row = _allocate(x, batch, m, n, layout) if rowwise else None
@@ -470,19 +468,18 @@ def quantize_grouped(
     amaxes = _outer_amaxes(x, recipe, (rowwise, columnwise), given, groups, offs)
     kernel = [amaxes[0] if amaxes[0] is not None else amaxes[1], amaxes[1] if amaxes[1] is not None else amaxes[0]]
 
-    def zeros(*shape):
-        return torch.zeros(shape, dtype=torch.uint8, device=device)
+    def empty(*shape):
+        return torch.empty(shape, dtype=torch.uint8, device=device)
 
     padded_k, padded_n = grouped_k_bound(total, groups), round_up(n, 128)
     row_codes = row_scales = column_codes = column_scales = None
     if rowwise:
-        row_codes = zeros(total, n // 2)
-        row_scales = (
-            zeros(grouped_rows_bound(total, groups), round_up(n // BLOCK, 4)) if tiled else zeros(total, n // BLOCK)
-        )
+        row_codes = empty(total, n // 2)
+        tiles = (grouped_rows_bound(total, groups), round_up(n // BLOCK, 4))
+        row_scales = empty(*tiles) if tiled else empty(total, n // BLOCK)
     if columnwise:
-        column_codes = zeros(n, padded_k // 2)
-        column_scales = zeros(padded_n * padded_k // BLOCK) if tiled else zeros(n, padded_k // BLOCK)
+        column_codes = empty(n, padded_k // 2)
+        column_scales = empty(padded_n * padded_k // BLOCK) if tiled else empty(n, padded_k // BLOCK)
     text = recipe_text(recipe)
     cast_tiles(x, text, row_codes, column_codes, row_scales, column_scales, *kernel, random, offs)
     fields = {"scaling": recipe.scaling, "e4m3_max": recipe.e4m3_max, "scale_layout": recipe.scale_layout}
@@ -513,8 +510,8 @@ def swiglu_quantize(
 ) -> tuple[Nvfp4Operand | None, Nvfp4Operand | None]:
     """quantize(silu(gate) * up); arguments and results are those of `cutefp4.reference.swiglu.swiglu_quantize`.
 
-    The rowwise copy of 1x16 blocks with token scaling is one kernel that never writes the product; otherwise the product
-    is written once and quantised.
+    The rowwise copy of 1x16 blocks with token scaling is one kernel that never writes the product; otherwise the
+    product is written once and quantised.
     """
     if x.stride(1) != 1:
         x = x.contiguous()

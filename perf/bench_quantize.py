@@ -1,10 +1,11 @@
-"""Speed of the quantisation kernels: python -m perf.bench_quantize [--only PART] [--small] [--baseline] [--out STEM]
+"""Speed of the quantisation kernels: python -m perf.bench_quantize [--only PART] [--small] [--baseline | --static]
+[--out STEM]
 
 Every case runs interleaved with a device copy of the same number of bytes (half read, half written), in CUDA graphs,
-on input sets that together exceed the L2 cache. Columns: time, GB/s of the case's own bytes (input read once, codes and
-scales written once; an amax pass counts as a second read), percentage of the copy's speed, registers of the cast kernel and
-its SASS instructions per element, and the ratio to the plain case of its kind. `--baseline` adds torch.compile of the
-oracle.
+on input sets that together exceed the L2 cache. Columns: time, GB/s of the case's own bytes (input read once, codes
+and scales written once; an amax pass counts as a second read), percentage of the copy's speed, and the ratio to the
+plain case of its kind. `--baseline` adds torch.compile of the oracle; `--static` writes registers, spills and SASS
+instructions per element instead, and needs no GPU.
 """
 
 from __future__ import annotations
@@ -15,13 +16,31 @@ from dataclasses import dataclass
 
 import torch
 
-from cutefp4 import ops_quantize, reference
+from cutefp4 import ops_quantize
+from cutefp4.compile_report import compile_report
+from cutefp4.format import BLOCK, encode_e2m1, pack_codes
+from cutefp4.quant_plan import AmaxPlan, BlockMath, CastRowsPlan, CastTilesPlan, HadamardAmaxPlan
 from cutefp4.recipe import QuantRecipe
+from cutefp4.reference.block_scale import block_amax, block_scales
+from cutefp4.reference.quantize import outer_amax
+from cutefp4.scale_layout import to_tiled
 from perf.timing import GraphClock, Table, Variant, fill, measure, rotation_sets
 
 TE = QuantRecipe()
 TOKEN = QuantRecipe(scaling="token", arithmetic="per_token")
 FOUR = TE.replace(four_over_six="mae", e4m3_max=256)
+COLUMNS = (
+    "gb_per_s",
+    "percent_of_copy",
+    "ratio",
+    "ratio_target",
+    "target_us",
+    "times_faster",
+    "same_bytes",
+    "registers",
+    "spills",
+    "sass_per_element",
+)
 ROWWISE, BOTH = 2.5625, 3.125
 """Bytes an element of bf16 input: one read, and the codes and scales of one or both copies."""
 
@@ -98,17 +117,39 @@ def _grouped(offs: torch.Tensor) -> Callable:
 
 
 def compiled_oracle(recipe: QuantRecipe, amax: torch.Tensor | None) -> Callable:
-    """torch.compile of the oracle's rowwise copy."""
+    """torch.compile of the oracle's arithmetic for the rowwise copy, over the whole matrix at once."""
 
     @torch.compile
     def quantize(x):
-        operand = reference.quantize(x, recipe, amax=amax)[0]
-        return operand.codes, operand.block_scales.view(torch.uint8)
+        values = x.float()
+        outer = outer_amax(values, recipe).unsqueeze(-1) if amax is None else amax
+        scale, multiplier = block_scales(block_amax(values, "1d"), outer, recipe.arithmetic, recipe.e4m3_max)
+        y = values.unflatten(-1, (-1, BLOCK)) * multiplier.unsqueeze(-1)
+        return pack_codes(encode_e2m1(y).flatten(-2)), to_tiled(scale.view(torch.uint8))
 
     return quantize
 
 
-def bench(table: Table, m: int, n: int, only: str, baseline: bool) -> None:
+def bench_baseline(table: Table, m: int, n: int) -> None:
+    """torch.compile of the oracle beside the kernels."""
+    x = fill((m, n), "normal", dtype=torch.bfloat16, device="cuda")
+    amax = x.float().abs().amax()
+    for name, recipe, given in (("tensor", TE, amax), ("token", TOKEN, None)):
+        compiled, kernel = compiled_oracle(recipe, given), _quantize(recipe, amax=given)
+        codes, scales = compiled(x)
+        ours = kernel(x)[0]
+        same = torch.equal(codes, ours.codes) and torch.equal(scales, ours.block_scales.view(torch.uint8))
+        variants = [
+            Variant(f"torch.compile of the oracle, {name}", lambda i, run=compiled: run(x)),
+            Variant(f"kernel, {name}", lambda i, run=kernel: run(x)),
+        ]
+        timings = measure(variants, rounds=5, clock=GraphClock(calls=3))
+        slow, fast = (timings[v.name] for v in variants)
+        table.add({"shape": f"{m}x{n}"}, slow, same_bytes=same)
+        table.add({"shape": f"{m}x{n}"}, fast, times_faster=round(slow.median / fast.median, 2), faster_target=4)
+
+
+def bench(table: Table, m: int, n: int, only: str) -> None:
     """All cases on one shape."""
     x0 = fill((m, n), "normal", dtype=torch.bfloat16, device="cuda")
     amax, rows, columns = x0.float().abs().amax(), x0.float().abs().amax(1), x0.float().abs().amax(0)
@@ -123,10 +164,6 @@ def bench(table: Table, m: int, n: int, only: str, baseline: bool) -> None:
         source.copy_(torch.randint(0, 255, (half,), dtype=torch.uint8, device="cuda"))
         copies[size] = f"copy of {size} B"
         variants.append(Variant(copies[size], lambda i, s=source, t=target: t.copy_(s)))
-    if baseline:
-        for name, recipe, given in (("compiled oracle, tensor", TE, amax), ("compiled oracle, token", TOKEN, None)):
-            run = compiled_oracle(recipe, given)
-            variants.append(Variant(name, lambda i, run=run: run(inputs[i])))
     timings = measure(variants, sets=sets, rounds=9, clock=GraphClock(calls=8))
     for case in wanted:
         t = timings[case.name]
@@ -140,9 +177,8 @@ def bench(table: Table, m: int, n: int, only: str, baseline: bool) -> None:
             row["ratio"] = round(t.median / timings[case.ratio[0]].median, 3)
             row["ratio_target"] = case.ratio[1]
         table.add({"shape": f"{m}x{n}"}, t, **row)
-    for name in timings:
-        if name not in {c.name for c in wanted}:
-            table.add({"shape": f"{m}x{n}"}, timings[name])
+    for size, name in copies.items():
+        table.add({"shape": f"{m}x{n}"}, timings[name], gb_per_s=round(timings[name].bandwidth(int(m * n * size))))
 
 
 def bench_swiglu(table: Table, m: int, n: int) -> None:
@@ -159,7 +195,9 @@ def bench_swiglu(table: Table, m: int, n: int) -> None:
     timings = measure(variants, rounds=9, clock=GraphClock(calls=8))
     for name, t in timings.items():
         ratio = round(t.median / timings["copy of 4.5625 B"].median, 3)
-        table.add({"shape": f"{m}x2*{n}"}, t, gb_per_s=round(t.bandwidth(int(m * n * 4.5625))), ratio=ratio, ratio_target=1.15)
+        table.add(
+            {"shape": f"{m}x2*{n}"}, t, gb_per_s=round(t.bandwidth(int(m * n * 4.5625))), ratio=ratio, ratio_target=1.15
+        )
 
 
 def bench_dequantize(table: Table, m: int, n: int) -> None:
@@ -175,26 +213,68 @@ def bench_dequantize(table: Table, m: int, n: int) -> None:
     table.add({"shape": f"{m}x{n}"}, t, gb_per_s=round(t.bandwidth(int(m * n * ROWWISE))))
 
 
+def report_kernels(table: Table) -> None:
+    """Registers, spills and SASS instructions of the kernels behind the cases; needs no GPU."""
+    te, token = BlockMath(), BlockMath("per_token")
+    fours = BlockMath("te", 256, "nearest", "mae", "fast")
+    plans = {
+        "rowwise token": CastRowsPlan("sm_90a", "bfloat16", token, "token", False, "tiled"),
+        "rowwise tensor": CastTilesPlan("sm_90a", "bfloat16", te, "tensor", "tiled", columnwise=False),
+        "both tensor": CastTilesPlan("sm_90a", "bfloat16", te, "tensor", "tiled"),
+        "both token": CastTilesPlan("sm_90a", "bfloat16", token, "token", "tiled"),
+        "both 2d": CastTilesPlan("sm_90a", "bfloat16", te, "tensor", "tiled", block="2d"),
+        "both RHT + SR": CastTilesPlan(
+            "sm_90a", "bfloat16", BlockMath(rounding="stochastic"), "tensor", "tiled", rht="bf16"
+        ),
+        "4over6 fast rowwise": CastTilesPlan("sm_90a", "bfloat16", fours, "tensor", "tiled", columnwise=False),
+        "amax rows + columns": AmaxPlan("sm_90a", "bfloat16", rows=True, columns=True),
+        "amax Hadamard": HadamardAmaxPlan("sm_90a", "bfloat16", "bf16", "tensor", "tensor"),
+    }
+    for name, plan in plans.items():
+        report = compile_report(plan)
+        # Elements that a thread encodes in one pass over the code: 16 a block, both directions counted as one element.
+        elements = 16 * plan.blocks_per_thread if isinstance(plan, CastRowsPlan) else 64
+        instructions = sum(report.kernels[0].instructions.values())
+        table.add(
+            {"shape": "static", "variant": name},
+            registers=report.kernels[0].registers,
+            spills=report.spills,
+            sass_instructions=instructions,
+            sass_per_element=round(instructions / elements, 1),
+        )
+
+
 def main() -> None:
     """Run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="")
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--baseline", action="store_true")
+    parser.add_argument("--static", action="store_true")
     parser.add_argument("--out", default="perf/results/quantize")
     arguments = parser.parse_args()
     table = Table()
-    bench(table, 16384, 6144, arguments.only, arguments.baseline)
+    if arguments.static:
+        report_kernels(table)
+    else:
+        measure_all(table, arguments)
+    for row in table.rows:
+        extra = [f"{name} {row[name]}" for name in COLUMNS if row.get(name) is not None]
+        print(f"{row['shape']:12} {row['variant']:36} {row.get('median_us', 0):9.2f} us   {', '.join(extra)}")
+    print(*table.write(arguments.out))
+
+
+def measure_all(table: Table, arguments: argparse.Namespace) -> None:
+    """Everything that needs the GPU."""
+    bench(table, 16384, 6144, arguments.only)
     if not arguments.only:
         bench_swiglu(table, 16384, 6144)
         bench_dequantize(table, 16384, 6144)
     if arguments.small:
         for m, n in ((1, 7168), (16, 7168), (64, 7168), (304, 2112), (8192, 4096)):
-            bench(table, m, n, "rowwise", False)
-    for row in table.rows:
-        extra = [f"{k} {row[k]}" for k in ("gb_per_s", "percent_of_copy", "ratio", "ratio_target", "target_us") if row.get(k)]
-        print(f"{row['shape']:12} {row['variant']:28} {row['median_us']:9.2f} us   {', '.join(extra)}")
-    print(*table.write(arguments.out))
+            bench(table, m, n, "rowwise")
+    if arguments.baseline:
+        bench_baseline(table, 16384, 6144)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import torch
 from cutefp4 import compile as kernel_cache
 from cutefp4 import dsl, emulator, fingerprint, launch, ops, ops_quantize, reference
 from cutefp4.errors import UnsupportedError
+from cutefp4.quant_plan import CastRowsPlan
 from cutefp4.recipe import QuantRecipe
 from tests.tiny_kernel import TinyPlan
 
@@ -38,18 +39,23 @@ def input_matrix(rows=40, k=96, dtype=torch.float32, device="cpu") -> torch.Tens
 def oracle_loader(plan, compiled):
     """A "kernel" that does in torch what the real one does, with the real one's arguments."""
 
-    def kernel(x, codes, scales, amax, random, ctas):
+    def kernel(x, *arguments):
+        if isinstance(plan, CastRowsPlan):
+            codes, scales, amax, _, _ = arguments
+            given = amax if plan.amax_given else None
+        else:
+            codes, scales, _, _, amax, *_ = arguments
+            given = amax.view(())
         recipe = QuantRecipe(
             scaling=plan.scaling,
             arithmetic=plan.math.arithmetic,
             e4m3_max=plan.math.e4m3_max,
             scale_layout=plan.scale_layout,
         )
-        given = None if not plan.amax_given else amax.view(()) if plan.scaling == "tensor" else amax
         result = oracle(x, recipe, given)
-        codes.copy_(result.codes)
+        codes.view(-1).copy_(result.codes.view(-1))
         scales.copy_(result.block_scales.view(torch.uint8).flatten())
-        if not plan.amax_given:
+        if given is None:
             amax.copy_(result.amax)
 
     return kernel

@@ -2,18 +2,18 @@
 
     magnitudes of codes 0..7: 0 0.5 1 1.5 2 3 4 6;  bit 3 is the sign;  |y| > 6 saturates;  NaN gives 0x7;  -0 gives 0x8
 
-Every function takes eight elements x and a multiplier m >= 0, encodes y = fl(x * m), and returns a word with the first
-code in the lowest nibble. Signs travel apart from magnitudes, as a word whose bit 4i + 3 is the sign of x[i] (other bits
-do not matter), because the caller can take them out of packed input with fewer instructions than one an element. The sign
-of NaN must be clear.
+Every function takes eight elements x and a multiplier m >= 0, encodes y = fl(x * m), and returns a word with the
+first code in the lowest nibble. Signs travel apart from magnitudes, as a word whose bit 4i + 3 is the sign of x[i]
+(other bits do not matter), because the caller can take them out of packed input with fewer instructions than one an
+element. The sign of NaN must be clear.
 
 **Nearest, in software** (sm_90a has no e2m1 instruction). With a = |y| the code is a sum of three uniform pieces,
 
     code = RNE( 2*clamp(a, 0, 2) + clamp(a - 2, 0, 2) + clamp(a - 4, 0, 2) / 2 )
 
-each of which is exact in fp32 where it is neither empty nor full. They are added one by one to 2^23, whose ulp is 1: that
-rounds to the nearest integer, ties to even, at the one piece that is not an integer. The lowest byte of the sum is the
-code:
+each of which is exact in fp32 where it is neither empty nor full. They are added one by one to 2^23, whose ulp is 1:
+that rounds to the nearest integer, ties to even, at the one piece that is not an integer. The lowest byte of the sum
+is the code:
 
     w2 = sat(3 - a/2)          w1 = sat(2 - a/2)          u0 = min(a, 2)
     t  = 2^23 + 3 - w2         t  = t - 2*w1              t  = t + 2*u0
@@ -26,14 +26,13 @@ number chosen by |y|'s exponent (one instruction less, but 4 of 6 on the ALU pip
 (double rounding); y * 2^-126, whose bits 24..22 are the code (the scaling rounds first, so 0.25 + 2^-25 would give 0);
 shifting each sign in below its code (19 instead of 14 instructions for eight codes).
 
-**Stochastic.** Away from zero iff floor(256 * position between the neighbours) + r8 >= 256, for 8 random bits r8. Here the
-scaling by 2^-126, truncated, is exactly right: bits 24..22 hold the code (subnormals included) and the bits below the
-position, so adding r8 << 14, clamping and shifting right by 22 is the rule.
+**Stochastic.** Away from zero iff floor(256 * position between the neighbours) + r8 >= 256, for 8 random bits r8.
+Here the scaling by 2^-126, truncated, is exactly right: bits 24..22 hold the code (subnormals included) and the bits
+below the position, so adding r8 << 14, clamping and shifting right by 22 is the rule.
 """
 
-from cutlass import Float32, Uint32
-
 from cutefp4.kernels.common import ptx
+from cutlass import Float32, Uint32
 
 _MAGIC = float(2**23 + 3)
 _TWO_TO_MINUS_126 = 2.0**-126
@@ -120,9 +119,7 @@ def raw_value(arch: str) -> float:
     return _TWO_TO_MINUS_126 if arch == "sm_90a" else 1.0
 
 
-def encode_stochastic(
-    x: list[Float32], multiplier: Float32, signs: Uint32, random: tuple[Uint32, Uint32]
-) -> Uint32:
+def encode_stochastic(x: list[Float32], multiplier: Float32, signs: Uint32, random: tuple[Uint32, Uint32]) -> Uint32:
     """Codes of eight elements; byte j of random word w belongs to element 4 * w + j."""
     codes = []
     for i, v in enumerate(x):

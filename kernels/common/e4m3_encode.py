@@ -1,8 +1,7 @@
 """fp32 to E4M3 block scales and back, with the hardware's conversions (sm_89 and later)."""
 
-from cutlass import Float32, Uint32
-
 from cutefp4.kernels.common import ptx
+from cutlass import Float32, Uint32
 
 
 def encode_scale(value: Float32) -> Uint32:

@@ -2,18 +2,17 @@
 
     out[c] = 0.25 * sum_r x[r] * sign[r] * (-1)^popcount(r & c),    sign[r] = -1 where bit r of the mask is set
 
-fp32 butterflies of stride 1, 2, 4, 8: (a, b) -> (fl(a + b), fl(a - b)). The signs and, for 16-bit input, the factor 0.25
-ride on the first stage as multiplications (exact: every bf16 and fp16 number has a normal or exactly representable
-quarter in fp32), which makes 8 FMUL + 16 FFMA + 48 FADD for 16 elements. fp32 input is multiplied by 0.25 at the end.
-"bf16" rounds the result once more.
+fp32 butterflies of stride 1, 2, 4, 8: (a, b) -> (fl(a + b), fl(a - b)). The signs and, for 16-bit input, the factor
+0.25 ride on the first stage as multiplications (exact: every bf16 and fp16 number has a normal or exactly
+representable quarter in fp32), which makes 8 FMUL + 16 FFMA + 48 FADD for 16 elements. fp32 input is multiplied by
+0.25 at the end. "bf16" rounds the result once more.
 
-The oracle's "fp32" form is this one bit for bit. Its "bf16" form sums exactly; fp32 sums give the same bf16 unless a group
-spans more than about 2^12 in magnitude *and* the sum lies beside a tie of bf16.
+The oracle's "fp32" form is this one bit for bit. Its "bf16" form sums exactly; fp32 sums give the same bf16 unless a
+group spans more than about 2^12 in magnitude *and* the sum lies beside a tie of bf16.
 """
 
-from cutlass import Float32, Uint32
-
 from cutefp4.kernels.common import ptx
+from cutlass import Float32, Uint32
 
 
 def sign_factors(mask: Uint32, dtype: str) -> list[Float32]:

@@ -3,9 +3,8 @@
 round: (c0, c1, c2, c3) <- (hi(M1*c2) ^ c1 ^ k0, lo(M1*c2), hi(M0*c0) ^ c3 ^ k1, lo(M0*c0)),  then k += Weyl
 """
 
-from cutlass import Uint32
-
 from cutefp4.kernels.common import ptx
+from cutlass import Uint32
 
 ROUNDS = 10
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57

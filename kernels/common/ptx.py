@@ -167,7 +167,10 @@ def load_words(where: Int64, count: int, valid: Boolean) -> tuple[Uint32, ...]:
 
 def load_half(where: Int64, valid: Boolean) -> Uint32:
     """One 16-bit value, zero-extended; 0 if not valid."""
-    text = "{ .reg .pred p; .reg .b16 h; setp.ne.u32 p, $2, 0; mov.b16 h, 0; @p ld.global.nc.b16 h, [$1]; cvt.u32.u16 $0, h; }"
+    text = (
+        "{ .reg .pred p; .reg .b16 h; setp.ne.u32 p, $2, 0; mov.b16 h, 0; "
+        "@p ld.global.nc.b16 h, [$1]; cvt.u32.u16 $0, h; }"
+    )
     return asm(text, Uint32, where, Uint32(valid), effect=True)
 
 

@@ -2,17 +2,17 @@
 
     amax = max |x| as fp32, NaN ignored
 
-A CTA of 8 warps covers a strip: 32 blocks of 16 columns across (one block a lane), warp w the rows w, w + 8, ... of its
-share of rows. Column maxima stay packed in registers while a thread walks down (one instruction for two elements), and are
-combined in shared memory at the end; a row's maximum is one REDUX over its warp. The results are raised in global memory
-with atomic maxima of the bits of non-negative floats, so the outputs must be zero before the launch; the order of the
-atomics does not matter.
+A CTA of 8 warps covers a strip: 32 blocks of 16 columns across (one block a lane), warp w the rows w, w + 8, ... of
+its share of rows. Column maxima stay packed in registers while a thread walks down (one instruction for two
+elements), and are combined in shared memory at the end; a row's maximum is one REDUX over its warp. The results are
+raised in global memory with atomic maxima of the bits of non-negative floats, so the outputs must be zero before the
+launch; the order of the atomics does not matter.
 
-Grouped: rows are split at device-resident end offsets, and tensor and column maxima are per group. Strips are then tiles of
-128 rows of one group (tile_map.py).
+Grouped: rows are split at device-resident end offsets, and tensor and column maxima are per group. Strips are then
+tiles of 128 rows of one group (tile_map.py).
 
-Arguments: x (M, N) with any row stride; tensor amax (1,) or (E,), row amax (M,), column amax (N,) or (E * N,) float32, of
-which unwanted ones are never touched; offs int32; rows_per_cta (not grouped).
+Arguments: x (M, N) with any row stride; tensor amax (1,) or (E,), row amax (M,), column amax (N,) or (E * N,)
+float32, of which unwanted ones are never touched; offs int32; rows_per_cta (not grouped).
 """
 
 from dataclasses import dataclass
@@ -20,9 +20,6 @@ from dataclasses import dataclass
 import cuda.bindings.driver as cuda
 import cutlass
 import cutlass.cute as cute
-from cutlass import Boolean, Float32, Int32, Int64, Uint32
-from cutlass.cute.runtime import make_fake_stream, make_fake_tensor
-
 from cutefp4.kernels.common import ptx
 from cutefp4.kernels.quantize.input_block import (
     BYTES,
@@ -35,6 +32,9 @@ from cutefp4.kernels.quantize.input_block import (
     words_per_block,
 )
 from cutefp4.kernels.quantize.tile_map import in_groups
+from cutlass import Boolean, Float32, Int32, Int64, Uint32
+from cutlass.cute.runtime import make_fake_stream, make_fake_tensor
+
 from cutefp4.quant_plan import AmaxPlan
 
 THREADS = 256
@@ -107,7 +107,7 @@ def build(plan: AmaxPlan):
         first_column = strip * STRIP_COLUMNS
         group, begin, end = Int32(0), part * rows_per_cta, cutlass.min(m, (part + 1) * rows_per_cta)
         if cutlass.const_expr(plan.grouped):
-            rows = in_groups(part, offs)
+            rows, _ = in_groups(part, cute.arch.grid_dim()[1], offs)
             group = rows.group
             begin = rows.begin + rows.local
             end = cutlass.min(rows.begin + rows.rows, begin + 128)

@@ -2,25 +2,27 @@
 
     y[:, c] = RHT of 16 consecutive rows of column c;   amax = max |y| of the tensor or of every column, NaN ignored
 
-A thread reads 16 rows of two neighbouring columns (one 32-bit word a row; one column of fp32 data), transforms each column
-in registers and keeps running maxima while it walks down 16 rows at a time. A warp covers 32 words of a row, a CTA of 8
-warps 256 words. The amax of x comes from the same registers: of the tensor as a packed running maximum, of the rows by one
-REDUX per row and warp. Results are raised with atomic maxima, so the outputs must be zero before the launch.
+A thread reads 16 rows of two neighbouring columns (one 32-bit word a row; one column of fp32 data), transforms each
+column in registers and keeps running maxima while it walks down 16 rows at a time. A warp covers 32 words of a row, a
+CTA of 8 warps 256 words. The amax of x comes from the same registers: of the tensor as a packed running maximum, of
+the rows by one REDUX per row and warp. Results are raised with atomic maxima, so the outputs must be zero before the
+launch.
 
-Arguments: x (M, N), M a multiple of 16 unless grouped (groups are padded with zeros to 64); transformed amax (1,), (E,),
-(N,) or (E * N,); raw amax (1,), (E,) or (M,); offs int32; mask: signs; rows_per_cta, a multiple of 16 (not grouped).
+Arguments: x (M, N), M a multiple of 16 unless grouped (groups are padded with zeros to 64); transformed amax (1,),
+(E,), (N,) or (E * N,); raw amax (1,), (E,) or (M,); offs int32; mask: signs; rows_per_cta, a multiple of 16 (not
+grouped).
 """
 
 import cuda.bindings.driver as cuda
 import cutlass
 import cutlass.cute as cute
-from cutlass import Boolean, Float32, Int32, Int64, Uint32
-from cutlass.cute.runtime import make_fake_stream, make_fake_tensor
-
 from cutefp4.kernels.common import ptx
 from cutefp4.kernels.common.hadamard16 import sign_factors, transform
 from cutefp4.kernels.quantize.input_block import BYTES, DTYPES, max_words, to_float, unpack, values_amax
 from cutefp4.kernels.quantize.tile_map import in_groups
+from cutlass import Boolean, Float32, Int32, Int64, Uint32
+from cutlass.cute.runtime import make_fake_stream, make_fake_tensor
+
 from cutefp4.quant_plan import HadamardAmaxPlan
 
 THREADS = 256
@@ -85,7 +87,7 @@ def build(plan: HadamardAmaxPlan):
         inside = column < n
         group, begin, end = Int32(0), part * rows_per_cta, cutlass.min(m, (part + 1) * rows_per_cta)
         if cutlass.const_expr(plan.grouped):
-            rows = in_groups(part, offs)
+            rows, _ = in_groups(part, cute.arch.grid_dim()[1], offs)
             group = rows.group
             begin = rows.begin + rows.local
             end = cutlass.min(rows.begin + rows.rows, begin + 128)

@@ -5,13 +5,13 @@
 
 from dataclasses import dataclass
 
-from cutlass import Boolean, Float32, Uint32
-
 from cutefp4.kernels.common import ptx
 from cutefp4.kernels.common.e2m1_encode import encode_nearest, encode_stochastic, with_signs
 from cutefp4.kernels.quantize.block_scale import Outer, block_scale, outer_of
 from cutefp4.kernels.quantize.four_over_six import Candidate, candidates, line_error
 from cutefp4.kernels.quantize.input_block import Values
+from cutlass import Boolean, Float32, Uint32
+
 from cutefp4.quant_plan import BlockMath
 
 

@@ -21,11 +21,11 @@ The divisions per block have no branches, so that the blocks of a thread overlap
 
 from dataclasses import dataclass
 
+from cutefp4.kernels.common import ptx
+from cutefp4.kernels.common.e4m3_encode import encode_scale, scale_value
 from cutlass import Float32, Uint32
 
 from cutefp4.format import E2M1_MAX, E4M3_MAX, FLT_MAX, numerator
-from cutefp4.kernels.common import ptx
-from cutefp4.kernels.common.e4m3_encode import encode_scale, scale_value
 
 PER_TOKEN_FLOOR = 1e-12
 TORCHAO_SCALE_FLOOR = 2.0**-6
@@ -72,7 +72,10 @@ def outer_of(amax: Float32, arithmetic: str, e4m3_max: int) -> Outer:
 
 def _newton_reciprocal(p: Float32) -> Float32:
     """fl(1 / p) for p in 2^-124 .. 2^125; Inf or NaN for 0."""
-    text = "{ .reg .f32 r, e; rcp.approx.ftz.f32 r, $1; neg.f32 e, $1; fma.rn.f32 e, e, r, 0f3F800000; fma.rn.f32 $0, r, e, r; }"
+    text = (
+        "{ .reg .f32 r, e; rcp.approx.ftz.f32 r, $1; neg.f32 e, $1; "
+        "fma.rn.f32 e, e, r, 0f3F800000; fma.rn.f32 $0, r, e, r; }"
+    )
     return ptx.asm(text, Float32, p)
 
 

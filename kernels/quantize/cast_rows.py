@@ -6,17 +6,18 @@ Thread mapping: `threads_per_row` (T) threads share a row and hold V = `blocks_p
 registers, block t + T*j for thread t; neighbouring threads read neighbouring 32 bytes (16-bit input), write 8 bytes of
 codes and one scale byte. CTAs walk over the rows with the stride of the grid.
 
-Token scaling finds the row's amax in the registers that are encoded afterwards: lanes combine by REDUX or shuffles, warps
-through shared memory (two sets of slots in turn, so that one barrier per row suffices). Rows that do not fit are walked in
-chunks, twice if their amax is to be found.
+Token scaling finds the row's amax in the registers that are encoded afterwards: lanes combine by REDUX or shuffles,
+warps through shared memory (two sets of slots in turn, so that one barrier per row suffices). Rows that do not fit
+are walked in chunks, twice if their amax is to be found.
 
 Tiled scales: rows are padded to 128 and columns to 4, and the padding is written as zeros by the threads that would own
 these blocks.
 
 With `swiglu` the input is h = silu(gate) * up of x (M, 2N), made in registers as it is loaded (swiglu.py).
 
-Arguments: x (M, N) with any row stride; codes (M, N/2) uint8; scales uint8, flat, in the layout of the plan; amax float32,
-(1,) or (M,), read or written; random int64 (4,), of which the first two are the seed and offset (unused if rounding is nearest); ctas.
+Arguments: x (M, N) with any row stride; codes (M, N/2) uint8; scales uint8, flat, in the layout of the plan; amax
+float32, (1,) or (M,), read or written; random int64 (4,), of which the first two are the seed and offset (unused if
+rounding is nearest); ctas.
 """
 
 from dataclasses import dataclass
@@ -24,15 +25,15 @@ from dataclasses import dataclass
 import cuda.bindings.driver as cuda
 import cutlass
 import cutlass.cute as cute
-from cutlass import Float32, Int32, Int64, Uint32
-from cutlass.cute.runtime import make_fake_stream, make_fake_tensor
-
 from cutefp4.kernels.common import ptx
 from cutefp4.kernels.common.philox import key_schedule, philox
 from cutefp4.kernels.common.scale_layout import column_offset, row_offset
 from cutefp4.kernels.quantize.block_encode import encode_block, make_outer
 from cutefp4.kernels.quantize.input_block import BYTES, DTYPES, block_amax, load_block, positive_nans, unpack_row
 from cutefp4.kernels.quantize.swiglu import load_gated
+from cutlass import Float32, Int32, Int64, Uint32
+from cutlass.cute.runtime import make_fake_stream, make_fake_tensor
+
 from cutefp4.quant_plan import CastRowsPlan
 
 

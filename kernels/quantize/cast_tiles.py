@@ -1,4 +1,5 @@
-"""Cast in tiles of 128 rows x 256 bytes: rowwise copy, columnwise (transposed) copy, or both from one read of the input.
+"""Cast in tiles of 128 rows x 256 bytes: rowwise copy, columnwise (transposed) copy, or both from one read of the
+input.
 
     rowwise     codes (M, N/2), scales of (M, N/16)          blocks of 16 along N
     columnwise  codes (N, M/2), scales of (N, M/16)          blocks of 16 along M, after the Hadamard transform if any
@@ -14,8 +15,9 @@
 4over6 on 16x16 blocks sums the errors of 16 lines by a fixed tree (`tile_choice.py`); the columnwise copy takes the
 rowwise pass's decision ("shared") or makes its own ("recomputed").
 
-A warp's column stores cover 4 columns x 64 bytes. The padding of tiled scales is written as zeros. N must be a multiple of
-16 for the rowwise copy, M for the columnwise copy (groups are padded to 64 instead); row strides are free.
+A warp's column stores cover 4 columns x 64 bytes. The padding of tiled scales is written as zeros. N must be a
+multiple of 16 for the rowwise copy, M for the columnwise copy (groups are padded to 64 instead); row strides are
+free.
 
 Arguments: x (M, N); row codes, row scales, column codes, column scales (uint8, flat); row amax, column amax (float32);
 random int64 (4,): seed and offset of the rowwise, then of the columnwise copy; offs int32 (E,); mask: signs of the
@@ -27,9 +29,6 @@ from dataclasses import dataclass
 import cuda.bindings.driver as cuda
 import cutlass
 import cutlass.cute as cute
-from cutlass import Float32, Int32, Int64, Uint32
-from cutlass.cute.runtime import make_fake_stream, make_fake_tensor
-
 from cutefp4.kernels.common import ptx
 from cutefp4.kernels.common.hadamard16 import sign_factors, transform
 from cutefp4.kernels.common.philox import key_schedule, philox
@@ -51,6 +50,9 @@ from cutefp4.kernels.quantize.input_block import (
     values_amax,
 )
 from cutefp4.kernels.quantize.tile_map import TileRows, in_groups, single
+from cutlass import Int32, Int64, Uint32
+from cutlass.cute.runtime import make_fake_stream, make_fake_tensor
+
 from cutefp4.quant_plan import CastTilesPlan
 
 THREADS = 256
@@ -314,6 +316,63 @@ def column_lines(plan: CastTilesPlan, io: TileIo, shared: Shared):
             yield g, in_tile // 16, in_tile % 16, values.x
 
 
+def clear_row_tail(plan: CastTilesPlan, io: TileIo, tile_m: Int32, first_row: Int32, m: Int32, row_tiles: Int32):
+    """Zero codes and scales of 128 rows from `first_row`, and the scale rows of tile `tile_m` if they are tiled."""
+    blocks, zero = io.n // 16, Uint32(0)
+    for j in range(items_per_thread(plan)):
+        r, b = row_item(plan, io.tid, j)
+        row, block = first_row + r, io.first_column // 16 + b
+        valid = (row < m) & (block < blocks)
+        index = Int64(row) * Int64(blocks) + Int64(block)
+        ptx.store_words(io.row_codes + index * Int64(8), (zero, zero), valid)
+        if plan.scale_layout == "compact":
+            ptx.store_byte(io.row_scales + index, zero, valid)
+        else:
+            where = row_offset(tile_m * 128 + r, blocks, "tiled") + Int64(column_offset(block, "tiled"))
+            ptx.store_byte(io.row_scales + where, zero, (tile_m < row_tiles) & (block < (blocks + 3) // 4 * 4))
+
+
+def clear_column_tail(plan: CastTilesPlan, io: TileIo, first_k: Int32, k_end: Int32):
+    """Zero codes and scales of 128 positions from `first_k` along the contraction axis of the columnwise copy."""
+    zero, padded_n = Uint32(0), (io.n + 127) // 128 * 128
+    for j in range(2):
+        for i in range(4 // BYTES[plan.dtype]):
+            g, in_tile = column_item(plan, io.tid, j, i)
+            column, group = io.first_column + in_tile, first_k // 16 + g
+            inside = group < k_end // 16
+            codes = io.col_codes + Int64(column) * io.col_stride + Int64(group) * Int64(8)
+            ptx.store_words(codes, (zero, zero), inside & (column < io.n))
+            if plan.scale_layout == "compact":
+                where = Int64(column) * (io.col_stride // Int64(8)) + Int64(group)
+                ptx.store_byte(io.col_scales + where, zero, inside & (column < io.n))
+            else:  # any order of the bytes will do
+                where = Int64(group) * Int64(padded_n) + Int64(column)
+                ptx.store_byte(io.col_scales + where, zero, inside & (column < padded_n))
+
+
+@cute.jit
+def clear_tail(
+    plan: cutlass.Constexpr,
+    io: cutlass.Constexpr,
+    tail: cutlass.Constexpr,
+    tile_m: Int32,
+    m: Int32,
+    row_tiles: Int32,
+    k_tiles: Int32,
+):
+    """What a tile without a group does: zero its share of everything behind the last group.
+
+    row_tiles: 128-row tiles of the tiled rowwise scales; k_tiles: 64-element steps of the columnwise copy.
+    """
+    if cutlass.const_expr(plan.rowwise):
+        # Once even if there are no such rows: this tile's scales are there in any case.
+        for first_row in cutlass.range(tail.row + tail.index * 128, m + 128 * tail.count, 128 * tail.count):
+            clear_row_tail(plan, io, tile_m, first_row, m, row_tiles)
+    if cutlass.const_expr(plan.columnwise):
+        for first_k in cutlass.range(tail.k + tail.index * 128, k_tiles * 64, 128 * tail.count):
+            clear_column_tail(plan, io, first_k, k_tiles * 64)
+
+
 def build(plan: CastTilesPlan):
     """The kernel of a plan, and fake arguments for compiling it."""
     two_d, fours = plan.block == "2d", plan.math.four_over_six != "none"
@@ -335,7 +394,9 @@ def build(plan: CastTilesPlan):
         m, n = x.shape
         tile_n, tile_m, _ = cute.arch.block_idx()
         tid = cute.arch.thread_idx()[0]
-        rows = in_groups(tile_m, offs) if plan.grouped else single(tile_m, m)
+        rows, tail = single(tile_m, m), None
+        if cutlass.const_expr(plan.grouped):
+            rows, tail = in_groups(tile_m, cute.arch.grid_dim()[1], offs)
         io = TileIo(
             x=ptx.address(x),
             x_stride=Int64(x.stride[0]) * Int64(BYTES[plan.dtype]),
@@ -378,17 +439,25 @@ def build(plan: CastTilesPlan):
                 tile_choice.add_amaxes(
                     plan, shared.choice, tid, [row_item(plan, tid, j) for j in range(len(loaded))], loaded
                 )
-            cute.arch.sync_threads()
+            # Rows with scalar amaxes need nothing from other threads: their barrier comes after them, which hides the
+            # slowest warp's loads.
+            rows_first = plan.rowwise and not (two_d or plan.token)
+            if cutlass.const_expr(not rows_first):
+                cute.arch.sync_threads()
             if cutlass.const_expr(two_d and fours and (plan.rowwise or plan.columnwise_fours == "shared")):
                 tile_choice.decide(plan, shared.choice, row_lines(plan, io, loaded), row_outer, tid)
             if cutlass.const_expr(plan.rowwise):
                 encode_rows(plan, io, shared, loaded, randoms[0], row_outer)
             if cutlass.const_expr(plan.columnwise):
+                if cutlass.const_expr(rows_first):
+                    cute.arch.sync_threads()
                 if cutlass.const_expr(two_d and fours and plan.columnwise_fours == "recomputed"):
                     cute.arch.sync_threads()
                     tile_choice.decide(plan, shared.choice, column_lines(plan, io, shared), col_outer, tid)
                 factors = sign_factors(Uint32(mask), plan.dtype) if plan.rht != "none" else None
                 encode_columns(plan, io, shared, randoms[1], col_outer, factors)
+        elif cutlass.const_expr(plan.grouped):
+            clear_tail(plan, io, tail, tile_m, m, m // 128 + offs.shape[0], m // 64 + offs.shape[0])
 
     @cute.jit
     def cast_tiles(
@@ -408,7 +477,8 @@ def build(plan: CastTilesPlan):
         m, n = x.shape
         tiles_m = (m + 127) // 128
         if cutlass.const_expr(plan.grouped):
-            tiles_m = m // 128 + offs.shape[0]
+            # One more than the groups can need, so that there is a tile to clear what is behind them.
+            tiles_m = m // 128 + offs.shape[0] + 1
         tiles_n = (n + 127) // 128 * (128 // plan.tile_columns)
         cast_tiles_kernel(
             x, row_codes, row_scales, col_codes, col_scales, row_amax, col_amax, random, offs, mask, col_stride

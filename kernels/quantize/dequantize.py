@@ -2,9 +2,9 @@
 
     value = fl(q * fl(s * fl(A / NUM))) in fp32, rounded once to the output dtype
 
-One thread decodes a block of 16 elements: 8 bytes of codes, one scale byte, 32 or 64 bytes of values; neighbouring threads
-handle neighbouring blocks of a row. q comes from the code's bits: code << 22, read as an fp32 (sub)normal, is |q| * 2^-126,
-and multiplying by 2^126 is exact.
+One thread decodes a block of 16 elements: 8 bytes of codes, one scale byte, 32 or 64 bytes of values; neighbouring
+threads handle neighbouring blocks of a row. q comes from the code's bits: code << 22, read as an fp32 (sub)normal, is
+|q| * 2^-126, and multiplying by 2^126 is exact.
 
 Arguments: codes (rows * k / 2,), scales uint8 flat in the operand's layout, amax float32 (1,) or (rows,), out (rows, k)
 contiguous, rows, k.
@@ -13,14 +13,14 @@ contiguous, rows, k.
 import cuda.bindings.driver as cuda
 import cutlass
 import cutlass.cute as cute
-from cutlass import Boolean, Float32, Int32, Int64, Uint32
-from cutlass.cute.runtime import make_fake_stream, make_fake_tensor
-
-from cutefp4.format import numerator
 from cutefp4.kernels.common import ptx
 from cutefp4.kernels.common.e4m3_encode import scale_value
 from cutefp4.kernels.common.scale_layout import column_offset, row_offset
 from cutefp4.kernels.quantize.input_block import BYTES, DTYPES, pack
+from cutlass import Boolean, Float32, Int32, Int64, Uint32
+from cutlass.cute.runtime import make_fake_stream, make_fake_tensor
+
+from cutefp4.format import numerator
 from cutefp4.quant_plan import DequantizePlan
 
 THREADS = 256

@@ -6,26 +6,28 @@
     strict: d = fl(fl(fl(fl(q * s) * A) / NUM) - x)        fast: d = fl(fl(q * s) - fl(x * S_enc))
     err: |d| ("mae") or fl(d * d) ("mse"), added to 0 in ascending order, one rounding per addition
 
-All differences are taken between magnitudes, which changes no bit of |d|. q * s is exact, so its power-of-two factor may
-differ: fp32 holds q * 2^-126 and s * 2^119 (see e2m1_encode), whose product is q * s * 2^-7 in one multiplication; the
-fast path compares it with x * (S_enc * 2^-7), and scales both errors alike.
+All differences are taken between magnitudes, which changes no bit of |d|. q * s is exact, so its power-of-two factor
+may differ: fp32 holds q * 2^-126 and s * 2^119 (see e2m1_encode), whose product is q * s * 2^-7 in one
+multiplication; the fast path compares it with x * (S_enc * 2^-7), and scales both errors alike.
 
-The strict division by the constant NUM is one multiplication and two FMAs (Markstein: q0 = fl(a * r), q0 + (a - q0 * NUM)
-* r with r = fl(1 / NUM) is the correctly rounded quotient while nothing over- or underflows); outer amaxes outside
-2^-100 .. 2^110 take the IEEE division instruction.
+The strict division by the constant NUM is one multiplication and two FMAs (Markstein: q0 = fl(a * r), q0 + (a - q0 *
+NUM) * r with r = fl(1 / NUM) is the correctly rounded quotient while nothing over- or underflows). Outer amaxes
+outside 2^-100 .. 2^110 do the same in double, whose quotient is never close enough to a tie of fp32 to be rounded
+twice. (div.rn there made the kernel five times as long.)
 """
 
+import struct
 from dataclasses import dataclass
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Float32, Uint32
-
-from cutefp4.format import E2M1_MAX, E4M3_MAX, numerator
 from cutefp4.kernels.common import ptx
 from cutefp4.kernels.common.e2m1_encode import encode_and_decode, raw_value
 from cutefp4.kernels.common.e4m3_encode import encode_scale, scale_value
 from cutefp4.kernels.quantize.block_scale import Outer, multiplier_of
+from cutlass import Float32, Uint32
+
+from cutefp4.format import E2M1_MAX, E4M3_MAX, numerator
 
 _FAST_FACTOR = 2.0**-7
 _SAFE_AMAX = (2.0**-100, 2.0**110)
@@ -51,12 +53,17 @@ def candidates(bamax: Float32, outer: Outer) -> tuple[Candidate, Candidate]:
     return pair[0], pair[1]
 
 
-def _divide_by_numerator(a: Float32, e4m3_max: int, ieee: bool) -> Float32:
+def _divide_by_numerator(a: Float32, e4m3_max: int, in_double: bool) -> Float32:
     """fl(a / NUM)."""
-    n = Float32(numerator(e4m3_max))
-    if ieee:
-        return ptx.div(a, n)
-    r = Float32(1.0 / numerator(e4m3_max))
+    if in_double:
+        n, r = (struct.pack(">d", v).hex() for v in (numerator(e4m3_max), 1 / numerator(e4m3_max)))
+        text = (
+            "{ .reg .f64 a, q, m, e; .reg .pred p; cvt.f64.f32 a, $1; "
+            f"mul.rn.f64 q, a, 0d{r}; neg.f64 m, q; fma.rn.f64 e, m, 0d{n}, a; fma.rn.f64 q, e, 0d{r}, q; "
+            "cvt.rn.f32.f64 $0, q; setp.eq.f32 p, $1, 0f7F800000; @p mov.f32 $0, $1; }"
+        )
+        return ptx.asm(text, Float32, a)
+    n, r = Float32(numerator(e4m3_max)), Float32(1.0 / numerator(e4m3_max))
     q = ptx.mul(a, r)
     return ptx.fma(ptx.fma(-q, n, a), r, q)
 
@@ -69,11 +76,11 @@ def _sum(differences: list[Float32], metric: str) -> Float32:
     return error
 
 
-def _strict_sum(x, products, amax: Float32, metric: str, e4m3_max: int, ieee: bool) -> Float32:
+def _strict_sum(x, products, amax: Float32, metric: str, e4m3_max: int, in_double: bool) -> Float32:
     """Error sum in input units; `products` are |q * s|."""
     differences = []
     for value, product in zip(x, products, strict=True):
-        v = _divide_by_numerator(ptx.mul(product, amax), e4m3_max, ieee)
+        v = _divide_by_numerator(ptx.mul(product, amax), e4m3_max, in_double)
         differences.append(ptx.sub(v, ptx.fabs(value)))
     return _sum(differences, metric)
 

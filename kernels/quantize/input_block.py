@@ -1,7 +1,7 @@
 """A block of 16 input elements in registers: load, amax, unpack.
 
-A block is a list of words: 8 for bfloat16 and float16 (two elements each, the first in the low half), 16 for float32. It
-stays packed until it is encoded, which halves the registers of what is in flight.
+A block is a list of words: 8 for bfloat16 and float16 (two elements each, the first in the low half), 16 for float32.
+It stays packed until it is encoded, which halves the registers of what is in flight.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import cutlass
-from cutlass import Boolean, Float32, Int32, Int64, Uint32
-
 from cutefp4.kernels.common import ptx
 from cutefp4.kernels.common.e2m1_encode import interleave_signs, signs_of
+from cutlass import Boolean, Float32, Int32, Int64, Uint32
 
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 DTYPES = {"bfloat16": cutlass.BFloat16, "float16": cutlass.Float16, "float32": cutlass.Float32}
@@ -99,9 +98,7 @@ def unpack_columns(words: list[Uint32], dtype: str) -> list[Values]:
         return [Values.of([ptx.from_bits(w) for w in words])]
     signs = [[], []]
     for rows in (words[:8], words[8:]):
-        even, odd = (
-            (ptx.prmt(r[0], r[2], 0x7351), ptx.prmt(r[4], r[6], 0x7351)) for r in (rows, rows[1:] + rows[:1])
-        )
+        even, odd = ((ptx.prmt(r[0], r[2], 0x7351), ptx.prmt(r[4], r[6], 0x7351)) for r in (rows, rows[1:] + rows[:1]))
         for column, selector in enumerate((0x5410, 0x7632)):
             signs[column].append(interleave_signs(ptx.prmt(*even, selector), ptx.prmt(*odd, selector)))
     return [Values([to_float(w, i, dtype) for w in words], tuple(signs[i])) for i in (0, 1)]
@@ -133,7 +130,7 @@ def upper_bits(word: Uint32, dtype: str) -> Uint32:
 
 
 def max_words(top: Uint32, word: Uint32, dtype: str) -> Uint32:
-    """Running maximum of magnitudes, lane by lane, NaN ignored. For 16-bit data the signs of the result mean nothing."""
+    """Running maximum of magnitudes, lane by lane, NaN ignored; for 16-bit data its signs mean nothing."""
     if dtype == "float32":
         return ptx.bits(ptx.fmax(ptx.from_bits(top), ptx.fabs(ptx.from_bits(word))))
     return ptx.max_abs_16x2(top, word, _SHORT[dtype])

@@ -8,18 +8,18 @@ Where gate and up of h's column j lie in x (M, 2I):
 exp and the reciprocal are the hardware's approximations: a few fp32 ulps before the one rounding to x's dtype, so a
 bf16 h differs from the exactly evaluated one in about one of 10^4 elements, by one ulp.
 
-The kernel of this file writes h (M, I); one thread makes 16 elements. Arguments: x (M, 2I) with any row stride, h (M, I)
-contiguous.
+The kernel of this file writes h (M, I); one thread makes 16 elements. Arguments: x (M, 2I) with any row stride, h (M,
+I) contiguous.
 """
 
 import cuda.bindings.driver as cuda
 import cutlass
 import cutlass.cute as cute
-from cutlass import Boolean, Float32, Int32, Int64, Uint32
-from cutlass.cute.runtime import make_fake_stream, make_fake_tensor
-
 from cutefp4.kernels.common import ptx
 from cutefp4.kernels.quantize.input_block import BYTES, DTYPES, load_block, pack, unpack
+from cutlass import Boolean, Float32, Int32, Int64
+from cutlass.cute.runtime import make_fake_stream, make_fake_tensor
+
 from cutefp4.quant_plan import SwigluPlan
 
 THREADS = 256

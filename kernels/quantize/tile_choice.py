@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Int32, Uint32
-
 from cutefp4.kernels.common import ptx
 from cutefp4.kernels.quantize.block_encode import both_errors
 from cutefp4.kernels.quantize.four_over_six import candidates
 from cutefp4.kernels.quantize.input_block import block_amax
+from cutlass import Int32, Uint32
+
 from cutefp4.quant_plan import CastTilesPlan
 
 GROUPS = 8

@@ -1,9 +1,10 @@
-"""Which rows a tile of 128 rows covers, and where its outputs lie: one matrix, or row groups at device-resident offsets.
+"""Which rows a tile of 128 rows covers, and where its outputs lie: one matrix, or row groups at device-resident
+offsets.
 
-Groups (experts) are cast as matrices of their own. Tiles are counted over the groups' rows, each rounded up to 128, so a
-tile never straddles two groups, and tile number * 128 is the row of its scales in the padded tiled layout. The columnwise
-copy of group g begins at K position `k_start` = sum of the earlier sizes, each rounded up to 64, and the rows between the
-group's end and that padding are zeros that are encoded like data.
+Groups (experts) are cast as matrices of their own. Tiles are counted over the groups' rows, each rounded up to 128,
+so a tile never straddles two groups, and tile number * 128 is the row of its scales in the padded tiled layout. The
+columnwise copy of group g begins at K position `k_start` = sum of the earlier sizes, each rounded up to 64, and the
+rows between the group's end and that padding are zeros that are encoded like data.
 
 A warp finds its tile's group by scanning 32 sizes at a time; every warp does so by itself, without shared memory.
 """
@@ -12,9 +13,8 @@ from dataclasses import dataclass
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Int32, Int64, Uint32
-
 from cutefp4.kernels.common import ptx
+from cutlass import Int32, Uint32
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,22 @@ class TileRows:
     exists: cutlass.Boolean
 
 
+@dataclass(frozen=True)
+class Tail:
+    """What lies behind the last group, and this tile's share of it.
+
+    Attributes:
+        row: first row of x that belongs to no group.
+        k: first position behind the groups along the contraction axis of the columnwise copy.
+        index, count: this tile is number `index` of `count` tiles without a group.
+    """
+
+    row: Int32
+    k: Int32
+    index: Int32
+    count: Int32
+
+
 def single(tile: Int32, m: Int32) -> TileRows:
     """The tile of one (M, N) matrix."""
     first = tile * 128
@@ -59,7 +75,8 @@ def _prefix_sum(value: Int32) -> Int32:
 
 @cute.jit
 def _scan(tile: Int32, offs: cute.Tensor, groups: Int32):
-    """(group, begin, end, first tile, k_start) of the group that holds `tile`; group = `groups` if none does."""
+    """(group, begin, end, first tile, k_start) of the group that holds `tile`, group = `groups` if none does; then the
+    number of tiles and of K positions of all groups."""
     lane = cute.arch.lane_idx()
     group, begin, end, first_tile, k_start = groups, Int32(0), Int32(0), Int32(0), Int32(0)
     tiles_before, k_before = Int32(0), Int32(0)
@@ -84,15 +101,15 @@ def _scan(tile: Int32, offs: cute.Tensor, groups: Int32):
             k_start = cute.arch.shuffle_sync(k_to - k, holder)
         tiles_before = cute.arch.shuffle_sync(tiles_to, 31)
         k_before = cute.arch.shuffle_sync(k_to, 31)
-    return group, begin, end, first_tile, k_start
+    return group, begin, end, first_tile, k_start, tiles_before, k_before
 
 
-def in_groups(tile: Int32, offs: cute.Tensor) -> TileRows:
-    """The tile of a matrix whose rows are split at the end offsets `offs`."""
+def in_groups(tile: Int32, tiles: Int32, offs: cute.Tensor) -> tuple[TileRows, Tail]:
+    """Tile `tile` of `tiles` of a matrix whose rows are split at the end offsets `offs`."""
     groups = offs.shape[0]
-    group, begin, end, first_tile, k_start = _scan(tile, offs, groups)
+    group, begin, end, first_tile, k_start, used, k_end = _scan(tile, offs, groups)
     rows = end - begin
-    return TileRows(
+    found = TileRows(
         group=group,
         begin=begin,
         rows=rows,
@@ -102,8 +119,4 @@ def in_groups(tile: Int32, offs: cute.Tensor) -> TileRows:
         k_start=k_start,
         exists=group < groups,
     )
-
-
-def row_address(base: Int64, row: Int32, stride_bytes: Int64) -> Int64:
-    """Address of a row."""
-    return base + Int64(row) * stride_bytes
+    return found, Tail(offs[groups - 1], k_end, tile - used, tiles - used)

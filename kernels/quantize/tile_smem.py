@@ -6,9 +6,8 @@ Row r occupies 256 bytes, 16 chunks of 16. Chunk c of row r is stored at chunk c
     row write     8 lanes write every other chunk of one row, so a 16-byte store takes two passes instead of one
 """
 
-from cutlass import Int32, Uint32
-
 from cutefp4.kernels.common import ptx
+from cutlass import Int32, Uint32
 
 ROW_BYTES = 256
 TILE_BYTES = 128 * ROW_BYTES

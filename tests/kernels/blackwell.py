@@ -63,9 +63,11 @@ class Problem:
             values["c"] = torch.randn(self.batch, self.m, self.n, generator=g).to(TORCH[self.c])
         d, guards = guarded((self.batch, self.m, self.n), TORCH[self.out_dtype])
         values["d"] = d
+        values |= workspace(self.config, self.m, self.n, self.batch)
         launch(plan, a, b, values, self.arch, self.sms, self.seed)
         for guard in guards:
             assert (guard == 0xA5).all(), "bytes outside D were written"
+        assert not values["counters"].any(), "counters are not back at zero"
         expected = reference.gemm(
             a,
             b,
@@ -83,6 +85,12 @@ class Problem:
         where = (actual != expected).nonzero()
         assert len(where) == 0, f"{len(where)} of {actual.numel()} differ, first at {where[0].tolist()}: {self}"
 
+    def name(self) -> str:
+        c = self.config
+        parts = [f"{self.m}x{self.n}x{self.k}", f"tile{c.tile_m}x{c.tile_n}", self.out_dtype, self.store, self.arch]
+        parts += [str(p) for p in (self.bias, self.activation, self.c) if p]
+        return "-".join(parts + ["swap"] * c.swap_ab + [f"split{c.splits}"] * (c.splits > 1))
+
     def but(self, **changes) -> Problem:
         return replace(self, **changes)
 
@@ -92,6 +100,14 @@ def guarded(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, t
     size = torch.Size(shape).numel() * dtype.itemsize
     raw = torch.full((GUARD + size + GUARD,), 0xA5, dtype=torch.uint8)
     return raw[GUARD : GUARD + size].view(dtype).view(shape), (raw[:GUARD], raw[GUARD + size :])
+
+
+def workspace(config: Sm100Config, m: int, n: int, batch: int) -> dict[str, torch.Tensor]:
+    """Poisoned partial sums and zero counters."""
+    rows, columns = (n, m) if config.swap_ab else (m, n)
+    tiles = -(-rows // 128) * -(-columns // config.tile_n) * batch
+    partials = torch.full((tiles * config.splits, 4, config.tile_n, 32), torch.nan)
+    return {"partials": partials, "counters": torch.zeros(tiles, 4, dtype=torch.int32)}
 
 
 def launch(plan: Sm100GemmPlan, a: Nvfp4Operand, b: Nvfp4Operand, values: dict, arch: str, sms: int, seed: int | None):

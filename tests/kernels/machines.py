@@ -1,7 +1,7 @@
 """Where kernel tests run: the GPU of this machine, and the emulator as an sm_90a and as an sm_100a.
 
-    @on_machines            the test takes `machine`, and runs once on each
-    check(...)              quantises on the machine and compares every byte with the oracle
+@on_machines            the test takes `machine`, and runs once on each
+check(...)              quantises on the machine and compares every byte with the oracle
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from cutefp4 import ops_quantize, reference
+from cutefp4 import emulator, ops_quantize, reference
 from tests.compare import assert_same_operand
 
 EMULATED = ("sm_90a", "sm_100a")
@@ -29,15 +29,15 @@ def running(machine: str):
         poison()
         yield torch.device("cuda", 0)
         return
-    from cutefp4 import emulator
-
     with emulator.device(machine.removeprefix("emulated ")):
         yield torch.device("cpu")
 
 
 def poison() -> None:
     """Fill the allocator's free blocks with a pattern, so that unwritten outputs show."""
-    blocks = [torch.full((size,), 0xA5, dtype=torch.uint8, device="cuda") for size in (1 << 12, 1 << 16, 1 << 20, 1 << 24)]
+    blocks = [
+        torch.full((size,), 0xA5, dtype=torch.uint8, device="cuda") for size in (1 << 12, 1 << 16, 1 << 20, 1 << 24)
+    ]
     del blocks
 
 

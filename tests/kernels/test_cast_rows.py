@@ -16,22 +16,35 @@ RECIPES = [
     TOKEN.replace(arithmetic="te", e4m3_max=256, scale_layout="compact"),
 ]
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+# Every recipe and every dtype once; the GPU tests take all combinations.
+PAIRS = pytest.mark.parametrize(
+    ("recipe", "dtype"),
+    list(zip(RECIPES, [DTYPES[0], *DTYPES], strict=True)),
+    ids=lambda v: getattr(v, "describe", v.__str__)(),
+)
 
 
 @on_machines
-@pytest.mark.parametrize("recipe", RECIPES, ids=QuantRecipe.describe)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("kind", ["heavy", "ties"])
-def test_equals_the_oracle(machine, recipe, dtype, kind):
-    for rows, k in ((3, 16), (5, 80), (9, 1040)):
-        check(machine, cases.matrix(rows, k, kind, rows, dtype), recipe)
+@PAIRS
+def test_equals_the_oracle(machine, recipe, dtype):
+    for kind in ("heavy", "ties"):
+        for rows, k in ((3, 16), (5, 80), (9, 1040)):
+            check(machine, cases.matrix(rows, k, kind, rows, dtype), recipe)
 
 
 @on_gpu
 @pytest.mark.parametrize("recipe", RECIPES, ids=QuantRecipe.describe)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_many_shapes(machine, recipe, dtype):
-    shapes = [*cases.odd_shapes(12, largest=2000), (1, 7168), (64, 7168), (300, 2112), (129, 16), (2, 8192), (1000, 6144)]
+    shapes = [
+        *cases.odd_shapes(12, largest=2000),
+        (1, 7168),
+        (64, 7168),
+        (300, 2112),
+        (129, 16),
+        (2, 8192),
+        (1000, 6144),
+    ]
     for rows, k in shapes:
         check(machine, cases.matrix(rows, k, "row_scaled", k, dtype), recipe)
 
@@ -42,9 +55,15 @@ def test_rows_longer_than_a_cta_holds(machine, recipe):
     check(machine, cases.matrix(2, 33 * 1024 + 16, "row_scaled", 3), recipe)
 
 
-@on_machines
+@on_gpu
 @pytest.mark.parametrize("recipe", RECIPES, ids=QuantRecipe.describe)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_all_special_values(machine, recipe, dtype):
+    test_special_values(machine, recipe, dtype)
+
+
+@on_machines
+@PAIRS
 def test_special_values(machine, recipe, dtype):
     check(machine, cases.specials(dtype=dtype), recipe)
     check(machine, cases.specials(dtype=dtype, inf=False), recipe)

@@ -28,12 +28,11 @@ BOTH = {"rowwise": True, "columnwise": True}
 @on_machines
 @pytest.mark.parametrize("form", FORMS, ids=QuantRecipe.describe)
 def test_rowwise(machine, form):
-    check(machine, cases.matrix(10, 96, "normal", 3), form)
+    check(machine, cases.matrix(10, 96, "normal", 3), form.replace(scaling="token"))
 
 
 @on_machines
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
-@pytest.mark.parametrize("form", [FORMS[1], FORMS[6]], ids=QuantRecipe.describe)
+@pytest.mark.parametrize(("form", "variant"), [*zip(FORMS[1:], VARIANTS, strict=True)], ids=str)
 def test_both_copies(machine, form, variant):
     check(machine, cases.matrix(48, 80, "normal", 3), form.replace(**variant), seed=3, offset=4, **BOTH)
 
@@ -48,11 +47,23 @@ def test_many(machine, form, variant):
 
 
 @on_machines
-@pytest.mark.parametrize("form", FORMS[::3], ids=QuantRecipe.describe)
+@pytest.mark.parametrize("form", FORMS[::5], ids=QuantRecipe.describe)
 def test_special_values(machine, form):
+    token = form.replace(scaling="token")
     for dtype in (torch.bfloat16, torch.float32):
-        check(machine, cases.specials(dtype=dtype), form)
-        check(machine, cases.specials(dtype=dtype, inf=False), form, **BOTH)
+        check(machine, cases.specials(dtype=dtype), token)
+        check(machine, -cases.specials(dtype=dtype, inf=False), token)
     x = cases.matrix(16, 64, "heavy", 1, torch.float32)
     for scale in (1e-38, 1e-33, 1e33, 1e36):
-        check(machine, x * (scale / x.abs().max()), form)
+        check(machine, x * (scale / x.abs().max()), token)
+
+
+@on_gpu
+@pytest.mark.parametrize("form", FORMS, ids=QuantRecipe.describe)
+def test_special_values_in_both_copies(machine, form):
+    for dtype in (torch.bfloat16, torch.float32):
+        check(machine, cases.specials(dtype=dtype), form, **BOTH)
+        check(machine, cases.specials(dtype=dtype, inf=False), form.replace(block="2d"), **BOTH)
+    x = cases.matrix(16, 64, "heavy", 1, torch.float32)
+    for scale in (1e-38, 1e-33, 1e33, 1e36):
+        check(machine, x * (scale / x.abs().max()), form, **BOTH)

@@ -36,9 +36,10 @@ def check_grouped(machine: str, x: torch.Tensor, sizes: list[int], recipe: Quant
 
 @on_machines
 @pytest.mark.parametrize("recipe", RECIPES, ids=QuantRecipe.describe)
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_equals_the_oracle(machine, recipe, sizes):
-    check_grouped(machine, cases.matrix(sum(sizes) + 7, 48, "row_scaled", 1), sizes, recipe)
+def test_equals_the_oracle(machine, recipe):
+    for sizes in SIZES:
+        check_grouped(machine, cases.matrix(sum(sizes) + 7, 48, "row_scaled", 1), sizes, recipe)
+        check_grouped(machine, cases.matrix(sum(sizes) + 400, 48, "row_scaled", 1), sizes, recipe)
 
 
 @on_gpu
@@ -59,8 +60,11 @@ def test_one_copy_and_given_amaxes(machine):
 
 
 @on_machines
-@pytest.mark.parametrize("interleave", [None, 8, 16, 32])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    ("interleave", "dtype"),
+    [(None, torch.bfloat16), (8, torch.float16), (16, torch.float32), (32, torch.bfloat16)],
+    ids=str,
+)
 def test_swiglu(machine, interleave, dtype):
     """exp is approximate: the amaxes agree to a few ulps of the dtype, and nearly all codes are equal."""
     x = cases.matrix(20, 192, "normal", 4, dtype)
