@@ -39,6 +39,7 @@ STORE_BUFFER_BYTES = 32 * 128
 """Per epilogue warp: 32 rows of 128 bytes."""
 EPILOGUE_WARPS = 4
 TILE_NS = (64, 128, 192, 256)
+MAX_SPLITS = 16
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ class Sm100Config:
         cluster_m, cluster_n: CTAs of a cluster along M and N: 1, 2 or 4 each, at most 16 together.
         stages: ring of tiles of 256 along K that TMA fills.
         raster_group: cluster tiles along M that neighbouring clusters share a B tile over (L2 reuse).
+        swap_ab: the kernel's A is the GEMM's B, and D is written transposed (small M: the weight fills the 128 rows).
+        splits: CTAs that share the K of one tile of D; their partial sums are added in a fixed order.
     """
 
     tile_m: int = 128
@@ -81,6 +84,8 @@ class Sm100Config:
     cluster_n: int = 1
     stages: int = 4
     raster_group: int = 8
+    swap_ab: bool = False
+    splits: int = 1
 
     @property
     def cta_group(self) -> int:
@@ -218,6 +223,11 @@ def sm100_problems(config: Sm100Config, column_vectors: int = 2) -> list[str]:
         (c.cluster_n in (1, 2, 4), f"cluster_n={c.cluster_n}: 1, 2 or 4 (scales of a stage are sliced by 4)"),
         (c.stages >= 2, f"stages={c.stages}: at least 2, or loads never overlap MMAs"),
         (c.raster_group >= 1, f"raster_group={c.raster_group}: at least 1"),
+        (1 <= c.splits <= MAX_SPLITS, f"splits={c.splits}: 1 to {MAX_SPLITS}"),
+        (
+            c.splits == 1 or c.cluster_size == 1,
+            f"splits={c.splits} in a cluster of {c.cluster_size}: only single CTAs",
+        ),
     ]
     problems = [reason for good, reason in shape if not good]
     if problems:

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 from cutefp4.config_sm100 import Sm100Config, sm100_problems
-from cutefp4.epilogue import Column, Epilogue
+from cutefp4.epilogue import Column, ColumnAmax, Epilogue, Node, Row, RowAmax
 from cutefp4.errors import CompileError
 from cutefp4.plan import Plan
 
 STORES = ("tma", "elements")
+
+_TRANSPOSED = {Row: Column, Column: Row, RowAmax: ColumnAmax, ColumnAmax: RowAmax}
+
+
+def transposed(tree: Epilogue) -> Epilogue:
+    """The tree that computes D^T: rows and columns change places. A node that is used twice stays one node."""
+    memo: dict[int, Node] = {}
+
+    def turn(node: Node) -> Node:
+        if id(node) not in memo:
+            values = {f.name: getattr(node, f.name) for f in fields(node)}
+            values = {name: turn(v) if isinstance(v, Node) else v for name, v in values.items()}
+            memo[id(node)] = _TRANSPOSED.get(type(node), type(node))(**values)
+        return memo[id(node)]
+
+    return replace(tree, out=turn(tree.out), sinks=tuple(turn(sink) for sink in tree.sinks))
 
 
 @dataclass(frozen=True)
@@ -42,13 +58,22 @@ class Sm100GemmPlan(Plan):
             problems.append(f"store={self.store!r}: one of {STORES}")
         if self.epilogue.halves_columns() and self.store == "tma":
             problems.append("store='tma' with SwiGLU: D has half a panel's columns; use store='elements'")
+        if self.config.swap_ab and self.store == "tma":
+            problems.append("store='tma' with swap_ab: D is written transposed; use store='elements'")
+        if self.config.swap_ab and self.epilogue.halves_columns():
+            problems.append("swap_ab with SwiGLU: the pairs of columns lie in different threads")
         if problems:
             raise CompileError(f"{self.config}", "a legal configuration", "; ".join(problems))
 
+    def kernel_tree(self) -> Epilogue:
+        """The tree as the kernel sees it: its rows are those of its A."""
+        return transposed(self.epilogue) if self.config.swap_ab else self.epilogue
+
     def column_vectors(self) -> int:
-        """Vectors along N that the epilogue reads."""
-        return sum(isinstance(leaf, Column) for leaf in self.epilogue.leaves())
+        """Vectors along the kernel's N that the epilogue reads."""
+        return sum(isinstance(leaf, Column) for leaf in self.kernel_tree().leaves())
 
     def tensor_names(self) -> tuple[str, ...]:
-        """The epilogue's tensors in the order of the kernel's arguments: D, leaves, sinks."""
-        return ("d", *(leaf.name for leaf in self.epilogue.leaves()), *(sink.name for sink in self.epilogue.sinks))
+        """The epilogue's tensors in the order of the kernel's arguments: D, leaves, sinks, split-K workspace."""
+        names = ("d", *(leaf.name for leaf in self.epilogue.leaves()), *(sink.name for sink in self.epilogue.sinks))
+        return (*names, "partials", "counters") if self.config.splits > 1 else names

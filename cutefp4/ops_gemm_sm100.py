@@ -4,7 +4,7 @@
     make_plan   what it runs, and why (`PlannedGemm.explain`), without running it
 
 K must be a multiple of 32 inside the kernel (rows of codes of 16 bytes). Otherwise codes are copied once with zeros at
-the end of each row; tiled scales are padded already. Scales must be tiled: tcgen05 reads the tiles as they are in memory.
+the end of each row; tiled scales are padded already. Scales must be tiled: tcgen05 reads the tiles as they are.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from functools import cache
 import torch
 
 from cutefp4 import compile as kernel_cache
-from cutefp4.config_sm100 import TILE_K, budget_table
+from cutefp4 import workspace
+from cutefp4.config_sm100 import CTA_ROWS, EPILOGUE_WARPS, TILE_K, Sm100Config, budget_table
 from cutefp4.epilogue import Epilogue, default_epilogue
 from cutefp4.errors import UnsupportedError
 from cutefp4.format import gemm_constant
@@ -88,7 +89,18 @@ def make_plan(request: GemmRequest, arch: str, sms: int) -> PlannedGemm:
         sum(leaf.name in ("alpha_b", "bias") for leaf in tree.leaves()),
     )
     config = sm100.choose(shape, sms, request.batch_invariant)
-    return PlannedGemm(request, Sm100GemmPlan(arch, config, tree, request.out_dtype, request.store()), shape, sms)
+    store = "elements" if config.swap_ab else request.store()
+    return PlannedGemm(request, Sm100GemmPlan(arch, config, tree, request.out_dtype, store), shape, sms)
+
+
+def _split_workspace(config: Sm100Config, r: GemmRequest, device: torch.device) -> list[torch.Tensor]:
+    """Partial sums and counters of a configuration that splits K."""
+    rows, columns = (r.n, r.m) if config.swap_ab else (r.m, r.n)
+    tiles = -(-rows // CTA_ROWS) * -(-columns // config.tile_n) * r.batch
+    shape = (tiles * config.splits, EPILOGUE_WARPS, config.tile_n, 32)
+    count = torch.Size(shape).numel()
+    space = workspace.get(device, scratch_bytes=4 * count, semaphores=tiles * EPILOGUE_WARPS)
+    return [space.partials[:count].view(shape), space.semaphores[: tiles * EPILOGUE_WARPS].view(tiles, EPILOGUE_WARPS)]
 
 
 @cache
@@ -113,7 +125,10 @@ def _gemm_into(a, a_scales, b, b_scales, leaves, d, tree: str, batch_invariant: 
     planned = _plans.get(key)
     if planned is None:
         planned = _plans[key] = make_plan(request, arch_of(d.device), sm_count(d.device))
-    kernel_cache.get(planned.plan)(a, a_scales, b, b_scales, (d, *leaves), planned.sms)
+    tensors = [d, *leaves]
+    if planned.plan.config.splits > 1:
+        tensors += _split_workspace(planned.plan.config, request, d.device)
+    kernel_cache.get(planned.plan)(a, a_scales, b, b_scales, tuple(tensors), planned.sms)
 
 
 gemm_into = Operator(

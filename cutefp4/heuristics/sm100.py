@@ -7,10 +7,10 @@ takes the longest of
     smem   what TMA writes, tcgen05.mma and tcgen05.cp read, at 128 bytes per clock (assumed to share one port)
     l2     what TMA brings to this SM, slices that neighbours multicast not counted, at 64 bytes per clock (assumed)
 
-Rows behind the end of a matrix are filled with zeros: they cost smem and mma, not l2. The epilogue of a tile runs beside
-the mainloop of the next: a tile takes the longer of the two. On top come the first fill of the pipeline, the last
-epilogue, the launch, and with split-K writing and reading the partial sums. All that is never less than the bytes that
-must cross HBM.
+Rows behind the end of a matrix are filled with zeros: they cost smem and mma, not l2. The epilogue of a tile runs
+beside the mainloop of the next: a tile takes the longer of the two. On top come the first fill of the pipeline, the
+last epilogue, the launch, and with split-K writing and reading the partial sums. All that is never less than the bytes
+that must cross HBM.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ class Machine:
 B200 = Machine()
 MAX_STAGES = 8
 EPILOGUE_SLOTS = 4.7
-"""Issue slots per column of D of an epilogue warp: counted in the SASS of the default tree with bf16 D."""
+"""Instructions per column of D of an epilogue warp, default tree, bf16 D: counted in the emulator (perf/schedule_model.py)."""
 EPILOGUE_PANEL = 150
 """Clocks of a panel of 64 columns that nothing hides: two reads of tensor memory, and the store's fences."""
 
 
 @dataclass(frozen=True)
 class GemmShape:
-    """m, n, k of D = A * B^T; batch: L; out_bytes, c_bytes: of an element of D and C (0 without); column_vectors: along N."""
+    """m, n, k of D = A * B^T; batch: L; out_bytes, c_bytes: of an element of D, C (0: none); column_vectors: of N."""
 
     m: int
     n: int
@@ -114,7 +114,7 @@ def hbm_bytes(shape: GemmShape) -> float:
 
 
 def clusters_at_once(config: Sm100Config, sms: int) -> int:
-    """Clusters that run side by side. A GPC of up to 18 SMs holds whole clusters: larger ones lose a tenth of the SMs."""
+    """Clusters that run side by side. A GPC of up to 18 SMs holds whole clusters: larger ones lose a tenth."""
     usable = sms if config.cluster_size <= 2 else sms * 16 // 18
     return max(usable // config.cluster_size, 1)
 
@@ -162,16 +162,14 @@ def with_most_stages(config: Sm100Config, column_vectors: int = 2) -> Sm100Confi
 
 CANDIDATES = tuple(
     with_most_stages(Sm100Config(tile_m=128 * group, tile_n=tile_n, cluster_m=m, cluster_n=n))
-    for group, m, n in ((2, 2, 1), (2, 2, 2), (2, 4, 1), (2, 4, 2), (1, 1, 1), (1, 2, 1), (1, 1, 2))
+    for group, m, n in ((2, 2, 1), (1, 1, 1))
     for tile_n in (256, 192, 128, 64)
 )
-"""Configurations for many rows, all legal."""
+"""Configurations for many rows. Larger clusters are legal, too, but the model never preferred one."""
 
 SMALL_M = 128
 SMALL = tuple(
-    with_most_stages(Sm100Config(tile_n=tile_n, swap_ab=True, splits=splits))
-    for tile_n in (64, 128)
-    for splits in (1, 2, 3, 4, 5, 6, 8, 12, 16)
+    with_most_stages(Sm100Config(tile_n=64, swap_ab=True, splits=splits)) for splits in (1, 2, 3, 4, 5, 6, 8, 12, 16)
 )
 """Configurations for at most SMALL_M rows: the weight fills the 128 rows of the MMA, and K is shared."""
 

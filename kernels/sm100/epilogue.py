@@ -20,6 +20,7 @@ from ..epilogue.tree import evaluate
 from . import tcgen05
 from .epilogue_load import TileLoads
 from .mma import acc_column
+from .split_k import SplitSum
 from .store import WarpStore, buffer_columns
 
 READ = 32
@@ -35,7 +36,7 @@ class TmemEpilogue(DeviceStruct):
     """
 
     def __init__(self, plan, tensors: dict, sizes, storage, tma_d: tuple, place, tmem: Int32, warp: Int32, lane: Int32):
-        self.plan, self.config, self.tree = plan, plan.config, plan.epilogue
+        self.plan, self.config, self.tree = plan, plan.config, plan.kernel_tree()
         self.tensors, self.place, self.warp, self.lane = tensors, place, warp, lane
         self.size_m, self.size_n = sizes
         self.tmem = tmem + (warp << 21)
@@ -44,6 +45,9 @@ class TmemEpilogue(DeviceStruct):
         self.store = WarpStore(tma_d, storage.store, warp, lane, self.dtype) if tma_d else ()
         self.row_sinks = [sink for sink in self.tree.sinks if isinstance(sink, nodes.RowAmax)]
         self.row_max = cute.make_rmem_tensor(max(len(self.row_sinks), 1), Float32)
+        self.split = ()
+        if plan.config.splits > 1:
+            self.split = SplitSum(tensors["partials"], tensors["counters"], plan.config.splits, warp, lane)
 
     @cute.jit
     def run(self, work, acc_ring, state, turn):
@@ -69,17 +73,50 @@ class TmemEpilogue(DeviceStruct):
                 if cutlass.const_expr(half == PANEL // READ - 1):
                     if i == release_at:
                         self._release(acc_ring, state)
-                position = (row, column, l, offset)
-                if cutlass.const_expr(self.plan.store == "tma"):
-                    turn = self._stage(values, position, loaded, half, (m, n, panel), turn)
+                if cutlass.const_expr(config.splits > 1):
+                    self._write_partials(work, values, column, offset)
                 else:
-                    for g in cutlass.range_constexpr(0, READ, GROUP):
-                        out = self._evaluate(values[g : g + GROUP], position, g, loaded)
-                        self._store_elements(self.tensors["d"], out, row, self._d_column(column, offset, g), l)
+                    turn = self._finish(values, (row, column, l, offset), loaded, half, (m, n, panel), turn)
+        if cutlass.const_expr(config.splits > 1):
+            if self.split.count_in(work):
+                for panel in cutlass.range(config.panels, unroll=1):
+                    for half in cutlass.range_constexpr(PANEL // READ):
+                        offset = panel * PANEL + half * READ
+                        values = self._read_partials(work, column, offset)
+                        turn = self._finish(values, (row, column, l, offset), loaded, half, (m, n, panel), turn)
         for i in cutlass.range_constexpr(len(self.row_sinks)):
             where = self._address(self.row_sinks[i].name, (l, row))
             atomic_umax(where, Uint32(math.bits(self.row_max[i])), row < self.size_m)
         return turn
+
+    @cute.jit
+    def _finish(self, values, position, loaded, half: cutlass.Constexpr, tile, turn):
+        """32 finished sums of this thread's row: evaluate and store; returns the store buffer to use next."""
+        row, column, l, offset = position
+        if cutlass.const_expr(self.plan.store == "tma"):
+            turn = self._stage(values, position, loaded, half, tile, turn)
+        else:
+            for g in cutlass.range_constexpr(0, READ, GROUP):
+                if column + offset + g < self.size_n:
+                    out = self._evaluate(values[g : g + GROUP], position, g, loaded)
+                    self._store_elements(self.tensors["d"], out, row, self._d_column(column, offset, g), l)
+        return turn
+
+    @cute.jit
+    def _write_partials(self, work, values, column: Int32, offset: Int32):
+        for g in cutlass.range_constexpr(0, READ, GROUP):
+            if column + offset + g < self.size_n:
+                self.split.write(work, offset + g, values[g : g + GROUP])
+
+    @cute.jit
+    def _read_partials(self, work, column: Int32, offset: Int32):
+        sums = cute.make_rmem_tensor(READ, Float32)
+        for g in cutlass.range_constexpr(0, READ, GROUP):
+            if column + offset + g < self.size_n:
+                group = self.split.read(work, offset + g, GROUP)
+                for j in cutlass.range_constexpr(GROUP):
+                    sums[g + j] = group[j]
+        return tuple(sums[j] for j in range(READ))
 
     def _release(self, acc_ring, state) -> None:
         """This warp has read what the next accumulator overwrites."""

@@ -6,6 +6,8 @@
     B    codes (L, N, K/2), scales likewise
     D    (L, M, N) bf16, fp16 or fp32
 
+With config.swap_ab the kernel computes D^T = B * A^T: below, A, M and rows are then those of the GEMM's B.
+
 Warp roles, one CTA per SM, 192 threads:
 
     warps 0-3   epilogue   tensor memory -> epilogue tree -> D             epilogue.py, epilogue_load.py, store.py
@@ -23,10 +25,11 @@ Constraints: K % 32 == 0, any M, N >= 1; tiled scales; sm_100a or sm_103a.
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Int32, Uint8
+from cutlass import Float32, Int32, Uint8
 from cutlass.cute.runtime import make_fake_stream
 
-from cutefp4.config_sm100 import CTA_ROWS, LOAD_WARP, MMA_WARP, THREADS, TILE_K, TMEM_COLUMNS
+from cutefp4 import epilogue as nodes
+from cutefp4.config_sm100 import CTA_ROWS, EPILOGUE_WARPS, LOAD_WARP, MMA_WARP, THREADS, TILE_K, TMEM_COLUMNS
 from cutefp4.gemm_plan_sm100 import Sm100GemmPlan
 
 from ..common.barriers import Ring
@@ -46,6 +49,8 @@ class Sm100Gemm:
 
     def __init__(self, plan: Sm100GemmPlan):
         self.plan, self.config = plan, plan.config
+        matrices = (*plan.epilogue.leaves(), *plan.epilogue.sinks)
+        self.matrices = {"d", *(node.name for node in matrices if isinstance(node, (nodes.Tile, nodes.Store)))}
 
     @cute.jit
     def __call__(self, a, a_scales, b, b_scales, epilogue_tensors, sms: Int32, stream):
@@ -55,6 +60,12 @@ class Sm100Gemm:
         CTAs to launch at most.
         """
         config = self.config
+        if cutlass.const_expr(config.swap_ab):
+            a, a_scales, b, b_scales = b, b_scales, a, a_scales
+            epilogue_tensors = tuple(
+                transposed_matrix(t) if name in self.matrices else t
+                for name, t in zip(self.plan.tensor_names(), epilogue_tensors, strict=True)
+            )
         l, size_m, bytes_k = a.shape
         size_n = b.shape[1]
         tma = (
@@ -70,7 +81,7 @@ class Sm100Gemm:
             l,
             cute.ceil_div(bytes_k * 2, TILE_K),
             config.raster_group,
-            1,
+            config.splits,
         )
         clusters = cutlass.max(cutlass.min(scheduler.total(), sms // config.cluster_size), 1)
         self.kernel(tma, tma_d, epilogue_tensors, (size_m, size_n), scheduler).launch(
@@ -129,7 +140,7 @@ class Sm100Gemm:
         self.sync()
         fence_after()
         if warp == MMA_WARP:
-            pointer = cute.arch.retrieve_tmem_ptr(cutlass.Float32, 16, storage.tmem_address)
+            pointer = cute.arch.retrieve_tmem_ptr(Float32, 16, storage.tmem_address)
             cute.arch.dealloc_tmem(pointer, TMEM_COLUMNS, is_two_cta=self.config.cta_group == 2)
 
     def sync(self) -> None:
@@ -139,6 +150,12 @@ class Sm100Gemm:
             cute.arch.cluster_wait()
         else:
             cute.arch.sync_threads()
+
+
+def transposed_matrix(tensor: cute.Tensor) -> cute.Tensor:
+    """(L, M, N) as (L, N, M), the same memory."""
+    l, m, n = tensor.shape
+    return cute.make_tensor(tensor.iterator, cute.make_layout((l, n, m), stride=(m * n, 1, n)))
 
 
 def build(plan: Sm100GemmPlan):
@@ -153,5 +170,8 @@ def build(plan: Sm100GemmPlan):
         fake_matrix(Uint8, cute.sym_int()),
     )
     tensors = fake_tensors(plan.epilogue, plan.out_dtype, 16 if staged else None, l, m, n)
+    if plan.config.splits > 1:
+        partials = fake_matrix(Float32, cute.sym_int(), EPILOGUE_WARPS, plan.config.tile_n, 32)
+        tensors = (*tensors, partials, fake_matrix(Int32, cute.sym_int(), EPILOGUE_WARPS, align=4))
     stream = make_fake_stream(use_tvm_ffi_env_stream=True)
     return Sm100Gemm(plan), (*operands, tensors, Int32(1), stream)

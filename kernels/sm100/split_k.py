@@ -1,0 +1,61 @@
+"""Deterministic split-K: the CTA that finishes a tile last adds all partial sums in the order of K.
+
+Every epilogue warp works for itself: it writes its 32 rows of partial sums to the workspace, counts itself in, and the
+one that finds all others done reads every partial back and goes on with the sum, which does not depend on who was last.
+
+    partials   fp32 (tiles * splits, 4 warps, tile_n columns, 32 lanes)
+    counters   int32 (tiles, 4 warps), zero before the first launch and after every launch
+"""
+
+import cutlass.cute as cute
+from cutlass import Boolean, Float32, Int32
+
+from ..common.device_struct import DeviceStruct
+from ..epilogue import math
+from ..epilogue.sinks import element_pointer
+
+
+class SplitSum(DeviceStruct):
+    """One epilogue warp's share of the reduction."""
+
+    def __init__(self, partials: cute.Tensor, counters: cute.Tensor, splits: int, warp: Int32, lane: Int32):
+        self.partials, self.counters, self.splits, self.warp, self.lane = partials, counters, splits, warp, lane
+
+    def _pointer(self, slot: Int32, column: Int32) -> cute.Pointer:
+        return element_pointer(self.partials, (slot, self.warp, column, self.lane))
+
+    def write(self, work, column: Int32, values: tuple) -> None:
+        """Partial sums of this thread's row from `column` of the tile on."""
+        for j, value in enumerate(values):
+            slot = cute.make_tensor(self._pointer(work.part_slot(work.part), column + j), cute.make_layout(1))
+            slot[0] = value
+
+    @cute.jit
+    def count_in(self, work) -> Boolean:
+        """After the last `write` of a tile: whether this warp must finish it."""
+        # Every lane's partials before the count, and (below) the count before reading anybody's partials.
+        cute.arch.fence_acq_rel_gpu()
+        cute.arch.sync_warp()
+        counter = element_pointer(self.counters, (work.tile, self.warp))
+        arrived = Int32(0)
+        if self.lane == 0:
+            arrived = Int32(cute.arch.atomic_add(counter, Int32(1), scope="gpu", sem="relaxed"))
+        arrived = cute.arch.shuffle_sync(arrived, 0)
+        last = arrived == self.splits - 1
+        if last:
+            cute.arch.fence_acq_rel_gpu()
+            if self.lane == 0:
+                cute.make_tensor(counter, cute.make_layout(1))[0] = Int32(0)
+        return last
+
+    def read(self, work, column: Int32, count: int) -> tuple[Float32, ...]:
+        """Finished sums of this thread's row at columns column .. column + count - 1 of the tile."""
+        sums = []
+        for part in range(self.splits):
+            for j in range(count):
+                value = cute.make_tensor(self._pointer(work.part_slot(Int32(part)), column + j), cute.make_layout(1))[0]
+                if part:
+                    sums[j] = math.add(sums[j], value)
+                else:
+                    sums.append(value)
+        return tuple(sums)
