@@ -222,6 +222,19 @@ def test_backend_variable_and_argument(monkeypatch):
     assert cutefp4.backend.choose(torch.device("cpu"), "reference") == "reference"  # the argument wins
 
 
+def test_the_emulated_kernels_give_the_oracles_bits():
+    """From the public functions to the kernels' PTX and back."""
+    recipe = named_recipe("per_token")
+    bias, results = matrix(1, 32)[0], []
+    for name in ("reference", "emulator"):
+        qx = cutefp4.quantize(matrix(64, 128, seed=1), recipe.x, columnwise=True, backend=name)
+        qw = cutefp4.quantize(matrix(32, 128, seed=2), recipe.w, columnwise=True, backend=name)
+        results.append((qx, cutefp4.gemm(qx, qw, bias=bias, backend=name)))
+    (expected, y), (actual, y_emulated) = results
+    assert_same_copies(actual, pair(expected))
+    assert_same_bits(y_emulated, y)
+
+
 @pytest.mark.parametrize("capability, expected", [((9, 0), "sm90"), ((10, 0), "sm100"), ((10, 3), "sm100")])
 def test_capability_chooses_the_kernels(capability, expected, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
