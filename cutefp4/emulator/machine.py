@@ -6,7 +6,7 @@ import ctypes
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -96,6 +96,13 @@ class LaunchShape:
     cluster: tuple[int, int, int] = (1, 1, 1)
     smem: int = 0
 
+    def for_program(self, program: Program) -> LaunchShape:
+        """With the cluster that the kernel itself prescribes (.reqnctapercluster) where the launch names none."""
+        required = program.directives.get("reqnctapercluster")
+        if not required or self.cluster != (1, 1, 1):
+            return self
+        return replace(self, cluster=tuple(required + [1] * (3 - len(required))))
+
     def check(self, program: Program) -> None:
         """Raises EmulatorError for a launch that the hardware would refuse."""
         threads = self.block[0] * self.block[1] * self.block[2]
@@ -180,6 +187,7 @@ class Machine:
         Returns:
             The report; it may hold findings of any severity (`raise_for_findings` turns errors into an exception).
         """
+        shape = shape.for_program(program)
         shape.check(program)
         block = self._parameter_block(program, parameters)
         for variable, view in program.globals.values():

@@ -157,6 +157,17 @@ def test_carry_chains():
         np.testing.assert_array_equal(got, np.array(want, np.uint64))
 
 
+@pytest.mark.parametrize("sign", ["s", "u"])
+def test_sixteen_bit_products_and_differences(sign: str):
+    raw = [hash32(LANES, 70 + i) & 0xFFFF for i in range(3)]
+    values = [r.astype(np.int64) - ((r >= 0x8000) * 0x10000 if sign == "s" else 0) for r in raw]
+    setup = "cvt.u16.u32 %h0, %a; cvt.u16.u32 %h1, %b; cvt.u16.u32 %h2, %c;"
+    a, b, c = values
+    for code, want in (("mad.hi", (a * b >> 16) + c), ("sad", np.abs(a - b) + c), ("mad.lo", a * b + c)):
+        got = run(f"{setup} {code}.{sign}16 %h3, %h0, %h1, %h2; cvt.u32.u16 %d, %h3;", *raw)
+        np.testing.assert_array_equal(got, want % 0x10000)
+
+
 def test_unknown_modifiers_are_errors():
     for bad in (
         "add.rn.bogus.f32 %d, %a, %b;",

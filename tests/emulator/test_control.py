@@ -166,3 +166,11 @@ def test_special_registers_of_a_cluster_launch():
     out, _ = launch(text, grid=6, cluster=2)
     want = [[i, i % 2, i // 2, i % 2, 3, 2, 6, 32] for i in range(6)]
     np.testing.assert_array_equal(out[:48].reshape(6, 8), want)
+
+
+def test_a_cluster_that_the_kernel_prescribes():
+    text = kernel("  mov.u32 %r0, %ctaid.x; mov.u32 %r1, %cluster_nctarank; setp.ne.u32 %p, %lane, 0; @%p ret; "
+                  "mad.wide.u32 %mine, %r0, 4, %out; st.global.b32 [%mine], %r1;")  # fmt: skip
+    text = text.replace("(.param .u64 OUT)\n{", "(.param .u64 OUT)\n.explicitcluster .reqnctapercluster 4, 1, 1\n{")
+    out, report = launch(text, grid=8)
+    assert (out[:8] == 4).all() and report.cluster == (4, 1, 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from ..ptx_parser import Instruction
 from .context import Context, lowers
 
@@ -132,7 +134,8 @@ def fence(ctx: Context, ins: Instruction) -> None:
         mods.ignore(
             "global", "shared::cta", "shared::cluster", "sync_restrict::shared::cta", "sync_restrict::shared::cluster"
         )
-        if proxy.group(1).startswith("async") and not proxy.group(1).endswith("global"):
+        # async::generic orders the other way round: what the async proxy wrote, for generic reads.
+        if re.fullmatch(r"async(::shared(::cta|::cluster)?)?|generic::async", proxy.group(1)):
             mod |= 1
     else:
         mods.ignore("sync_restrict::shared::cta", "sync_restrict::shared::cluster")

@@ -161,8 +161,18 @@ def setmaxnreg(ctx: Context, ins: Instruction) -> None:
     ctx.emit("SETMAXNREG", imm=int(ins.operands[0].value), aux=int(more))
 
 
-@lowers("griddepcontrol", "pmevent")
+@lowers("griddepcontrol")
 def grid_dependency(ctx: Context, ins: Instruction) -> None:
     """Kernels run one after the other: the grid before has completed."""
-    ins.modifiers().ignore("launch_dependents", "wait", "mask")
+    mods = ins.modifiers()
+    mods.need("launch_dependents", "wait")
+    mods.done()
+    ctx.emit("NOP")
+
+
+@lowers("pmevent")
+def performance_event(ctx: Context, ins: Instruction) -> None:
+    mods = ins.modifiers()
+    mods.flag("mask")
+    mods.done()
     ctx.emit("NOP")

@@ -211,8 +211,6 @@ def sad(ctx: Context, ins: Instruction) -> None:
     mods = ins.modifiers()
     kind = mods.need("u32", "s32", "u64", "s64", "u16", "s16")
     mods.done()
-    if width(kind) == 16:
-        raise ctx.fail("16-bit sad is not implemented; use .u32 or .s32")
     simple(ctx, ins, f"SAD_{kind.upper()}", width(kind))
 
 
