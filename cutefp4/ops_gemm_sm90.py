@@ -178,12 +178,12 @@ def _tree(text: str) -> Epilogue:
         return _trees[text]
     _, factors, alpha_a, alpha_b, *optional, beta = text.split(";")
     maxima = [int(m) for m in factors.split("*")]
-    constant = gemm_constant(*maxima) if len(maxima) == 2 else _weight_constant(*maxima)
+    constant = gemm_constant(*maxima) if len(maxima) == 2 else weight_constant(*maxima)
     bias, activation, c = (None if part == "None" else part for part in optional)
     return default_epilogue(constant, alpha_a, alpha_b, bias, activation, c, float(beta))
 
 
-def _weight_constant(e4m3_max: int) -> float:
+def weight_constant(e4m3_max: int) -> float:
     """fl32(1 / (6 * e4m3_max)): what one operand's outer amax leaves behind."""
     return float(torch.ones(()) / numerator(e4m3_max))
 

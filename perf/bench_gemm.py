@@ -22,6 +22,7 @@ from cutefp4 import ops_gemm_sm90 as ops
 from cutefp4 import reference
 from cutefp4.compile import get
 from cutefp4.config import Sm90Config, sm90_problems, with_most_stages
+from cutefp4.format import gemm_constant
 from cutefp4.heuristics import sm90
 from cutefp4.operand import Nvfp4Operand
 from cutefp4.recipe import QuantRecipe
@@ -83,7 +84,8 @@ def decoded(operand: Nvfp4Operand) -> torch.Tensor:
 def request_of(case: Case) -> ops.GemmRequest:
     """The case as the operation sees it, with a value of amax per row and column and nothing else in the epilogue."""
     a16 = case.kind == "w4a16"
-    tree = ops.default_epilogue(1.0, "none" if a16 else "row", "column")
+    constant = ops.weight_constant(448) if a16 else gemm_constant(448, 448)
+    tree = ops.default_epilogue(constant, "none" if a16 else "row", "column")
     out = "float32" if case.epilogue == "wgrad" else "bfloat16"
     activations = "bfloat16" if a16 else "nvfp4"
     return ops.GemmRequest(case.m, case.n, case.k, 1, out, activations, "tiled", "tiled", tree)
@@ -213,6 +215,19 @@ TUNING = {
 }
 """Configurations beside the heuristic's candidates that a sweep of large products times."""
 
+TUNING_SMALL = tuple(
+    replace(sm90.SMALL[0], stream_k=True, **change)
+    for change in (
+        {"consumer_groups": 4},
+        {"consumer_groups": 4, "steps_per_group": 2},
+        {"tile_m": 128, "consumer_groups": 1},
+        {"tile_m": 512, "consumer_groups": 4, "k_blocks": 2},
+        {"k_blocks": 2},
+        {"steps_per_group": 2},
+    )
+)
+"""The same for up to 16 rows: more or fewer warps that decode, shorter or longer pieces of a row."""
+
 
 def sweep_configs(case: Case) -> dict[str, Sm90Config]:
     """The heuristic's candidates for a case, by a short name."""
@@ -220,6 +235,8 @@ def sweep_configs(case: Case) -> dict[str, Sm90Config]:
     configs = sm90.candidates(base)
     if case.m >= 1024:
         configs = [config for config in configs if config.tile_n >= 128] + list(TUNING[case.kind])
+    if case.m <= 16:
+        configs += [replace(config, decode_to=configs[0].decode_to) for config in TUNING_SMALL]
     fitted = [with_most_stages(config, *base.operands(config), base.staged_store) for config in configs]
     return {describe(config): config for config in fitted}
 
@@ -227,7 +244,9 @@ def sweep_configs(case: Case) -> dict[str, Sm90Config]:
 def describe(c: Sm90Config) -> str:
     share = "stream" if c.stream_k else f"s{c.splits}"
     side = "ba" if c.swap_ab else "ab"
-    stages = f"l{c.load_stages}m{c.mma_stages}p{c.store_passes}g{c.steps_per_group}r{c.raster_group}"
+    stages = (
+        f"l{c.load_stages}m{c.mma_stages}p{c.store_passes}g{c.steps_per_group}r{c.raster_group}c{c.consumer_groups}"
+    )
     return f"{side} {c.tile_m}x{c.tile_n}x{c.tile_k} {share} {stages} {c.decode_to}"
 
 

@@ -53,7 +53,7 @@ class SplitK(DeviceStruct):
         if last:
             cute.arch.fence_acq_rel_gpu()
             self._load_partial(work.part_slot(Int32(0)), acc)
-            for part in cutlass.range(1, work.parts, unroll=2):
+            for part in cutlass.range(1, work.parts, unroll=4):
                 self._add_partial(work.part_slot(part), acc)
             if self.thread == 0:
                 cute.make_tensor(counter, cute.make_layout(1))[0] = Int32(0)
