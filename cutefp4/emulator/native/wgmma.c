@@ -125,16 +125,20 @@ static int check_registers(Machine *m, Warp *w, const Instr *ins) {
     return EX_NEXT;
 }
 
+/* Moves do not count as writes: compilers sink zeroing and copies of accumulators below the fence, and the assembler
+ * orders them itself (NVIDIA's persistent Hopper GEMM is such a kernel). */
+int op_MOV32(Machine *m, Warp *w, const Instr *ins, u32 mask);
+
 /* Called before every instruction of a warp while Warp.watch is set. */
 int engine_watch(Machine *m, Warp *w, const Instr *ins, u32 mask) {
     WarpEngine *e = w->engine;
     (void)mask;
     const i32 *use = m->program->uses + m->program->use_start[ins->pc], *end = m->program->uses + m->program->use_start[ins->pc + 1];
-    u8 any = 0;
+    u8 any = 0, written = emu_handlers[ins->op] == op_MOV32 ? 0 : SLOT_UNFENCED;
     for (const i32 *u = use; u < end; u++) {
         u8 *s = &e->slots[*u >> 1];
         any |= (u8)(*s & (*u & 1 ? 0xff : SLOT_WGMMA_ACC | SLOT_LOADING));
-        if (*u & 1) *s |= SLOT_UNFENCED;
+        if (*u & 1) *s |= written;
     }
     if (any & SLOT_LOADING) {
         /* the hardware waits for the register; PTX asks for the instruction, and many right kernels do without */
