@@ -70,7 +70,7 @@ def _grouped() -> list[Example]:
     sizes = '--num_groups 3 --problem_sizes_mnkl "(256,128,256,1),(128,384,512,1),(512,128,128,1)"'
     out = [f"{sizes} --mma_tiler_mn 128,128 --cluster_shape_mn 1,1",
            f"{sizes} --mma_tiler_mn 256,128 --cluster_shape_mn 2,1",
-           f"{sizes} --mma_tiler_mn 128,64 --cluster_shape_mn 1,2",
+           f"{sizes} --mma_tiler_mn 128,128 --cluster_shape_mn 1,2",
            f"{sizes} --mma_tiler_mn 256,128 --cluster_shape_mn 2,2"]  # fmt: skip
     return [
         Example(GROUPED_BLOCKSCALED, f"{line} --sf_dtype Float8E4M3FN --sf_vec_size 16 --tolerance 1e-2")
