@@ -91,13 +91,14 @@ MAX_ROW_BLOCKS = {2: 4, 4: 2}
 """Blocks per thread by element size: 16 words of input for fp32, 32 for 16-bit types."""
 
 
-def row_shape(n: int, element_bytes: int) -> dict:
+def row_shape(n: int, element_bytes: int, most: int | None = None) -> dict:
     """threads_per_row, blocks_per_thread, threads and looped for rows of n elements.
 
-    The fewest idle threads win, then the most blocks per thread (more loads in flight, fewer reductions).
+    The fewest idle threads win, then the most blocks per thread (more loads in flight, fewer reductions), at most `most`.
     """
     # Whole scale tiles, so that padded columns have a thread that clears them.
-    blocks, most = round_up(n // BLOCK, TILE_COLS), MAX_ROW_BLOCKS[element_bytes]
+    blocks = round_up(n // BLOCK, TILE_COLS)
+    most = min(most or 4, MAX_ROW_BLOCKS[element_bytes])
     if blocks <= 32:
         threads = 1
         while threads < blocks:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from cutefp4.quant_plan import CastRowsPlan
 from cutefp4.recipe import QuantRecipe
 from tests.tiny_kernel import TinyPlan
 
+ROOT = Path(__file__).parent.parent
 TOKEN = QuantRecipe(scaling="token", arithmetic="per_token")
 TENSOR = QuantRecipe(scale_layout="compact")
 RECIPES = [TOKEN, TENSOR, TOKEN.replace(scale_layout="compact", e4m3_max=256), TENSOR.replace(arithmetic="torchao")]
@@ -162,6 +166,40 @@ def test_full_graph_compile_in_the_emulator():
     x = input_matrix()
     with emulator.device("sm_90a"):
         assert same(double_and_quantize(x), oracle(x * 2, TOKEN))
+
+
+@pytest.mark.parametrize("emulated_first", [True, False])
+def test_real_and_emulated_kernels_in_one_process(emulated_first):
+    """The JIT opens runtime libraries for the whole process: neither side may end up with the other's."""
+    script = f"""
+import torch
+from cutefp4 import compile, dsl, emulator
+from cutefp4.emulator.dsl_host import device_tensor
+from tests.tiny_kernel import TinyPlan
+
+plan, x, y = TinyPlan("sm_90a"), torch.ones(8), torch.zeros(8)
+
+def emulated(factor):
+    with emulator.device("sm_90a"):
+        compile.get(plan)(x, y, factor)
+    assert (y == factor).all()
+
+def real():
+    kernel = dsl.load_object(compile.artifacts(plan).object, plan.symbol)
+    try:
+        kernel(device_tensor(x), device_tensor(y), 9.0)
+        assert False, "the real runtime cannot launch here with CPU memory"
+    except RuntimeError as error:
+        assert "cuda" in str(error).lower(), error
+
+if {emulated_first}:
+    emulated(2.0)
+if not torch.cuda.is_available():
+    real()
+emulated(3.0)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_emulator_backend():
