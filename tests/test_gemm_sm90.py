@@ -304,6 +304,29 @@ def test_shared_k_repeats_bit_for_bit_and_leaves_counters_at_zero(device, name, 
     assert not counters.any()
 
 
+LARGE = {
+    "ab": sm90.LARGE,
+    "ab_bf16": replace(sm90.LARGE, decode_to="bfloat16", store_passes=1, mma_stages=2),
+    "ba": sm90.LARGE_A16,
+}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", LARGE)
+def test_large_tiles_whatever_the_heuristic_would_choose(device, name):
+    m, n, k = (300, 264, 256) if device == "cpu" else (1100, 1032, 2048)
+    a, b = operand(m, k, 8, device=device), operand(n, k, 9, device=device)
+    config = with_most_stages(LARGE[name], *sm90.GemmShape(m, n, k).operands(LARGE[name]))
+    ctas = 4 if device == "cpu" else 132
+    with running_on(device, sms=4):
+        plan = Sm90GemmPlan("sm_90a", config, default_epilogue(gemm_constant(448, 448), "row", "column"))
+        d = poisoned(1, m, n, device=device)
+        scales = [x.block_scales.view(torch.uint8).reshape(-1) for x in (a, b)]
+        tensors = (d, a.amax[None], b.amax[None])
+        kernel_cache.get(plan)(a.codes[None], scales[0], b.codes[None], scales[1], tensors, ctas)
+    assert_same_bits(d[0].cpu(), expect(a, b))
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_explain_says_what_runs(device):
     with running_on(device):
