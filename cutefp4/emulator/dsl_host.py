@@ -20,6 +20,7 @@ from unittest import mock
 from cutefp4.dsl import compiling_plan
 
 from .errors import EmulatorError
+from .relink import relink
 
 LAUNCH_FAILURE = 719
 DLPACK_CUDA = 2
@@ -87,7 +88,7 @@ class HostRuntime:
 
     def __init__(
         self,
-        library: ctypes.CDLL,
+        libraries: tuple[ctypes.CDLL, ...],
         launch: Callable,
         attribute: Callable[[int], int],
         notice: Callable[[object], None] = lambda tensor: None,
@@ -98,7 +99,7 @@ class HostRuntime:
         self._handles = itertools.count(0x1000, 16)
         self._launch = launch
         self.pending: BaseException | None = None
-        self._library = library
+        self._libraries = libraries
         self._callbacks = (
             _LOAD(self._guard(self._load)),
             _KERNEL(self._guard(self._find)),
@@ -107,10 +108,12 @@ class HostRuntime:
         )
 
     def connect(self) -> None:
-        self._library.host_runtime_connect(*self._callbacks)
+        for library in self._libraries:
+            library.host_runtime_connect(*self._callbacks)
 
     def disconnect(self) -> None:
-        self._library.host_runtime_connect(None, None, None, None)
+        for library in self._libraries:
+            library.host_runtime_connect(None, None, None, None)
 
     def raise_pending(self) -> None:
         """Raise what a launch raised, if anything."""
@@ -218,7 +221,7 @@ def load_object(runtime: HostRuntime, data: bytes, symbol: str, library_path: st
     import tvm_ffi
     from cutlass._mlir._mlir_libs._cutlass_ir._execution_engine import BinaryExecutionEngine
 
-    engine = BinaryExecutionEngine(data, [library_path, tvm_ffi.libinfo.find_libtvm_ffi()], True)
+    engine = BinaryExecutionEngine(relink(data), [library_path, tvm_ffi.libinfo.find_libtvm_ffi()], True)
     function = tvm_ffi.Function.__from_extern_c__(engine.lookup("__tvm_ffi_" + symbol), keep_alive_object=engine)
 
     def call(*args):

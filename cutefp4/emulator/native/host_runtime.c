@@ -9,6 +9,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "runtime_names.h"
+
 #define EXPORT __attribute__((visibility("default")))
 
 enum { SUCCESS = 0, LAUNCH_FAILURE = 719, NO_DEVICE = 100, NOT_SUPPORTED = 801 };
