@@ -30,13 +30,17 @@ def kernel(body: str, image_bytes: int, columns: int, group: int = 1, commit: bo
     multicast = ".multicast::cluster" if group == 2 else ""
     mask = ", %both" if group == 2 else ""
     regs = _words("r", 32)
-    finish = f"""
+    finish = (
+        f"""
   @!%leader bra WAIT;
   tcgen05.commit.cta_group::{group}.mbarrier::arrive::one.shared::cluster{multicast}.b64 [%bar]{mask};
 WAIT:
   mbarrier.try_wait.parity.shared::cta.b64 %q, [%bar], 0;
   @!%q bra WAIT;
-  tcgen05.fence::after_thread_sync;""" if commit else "WAIT:"
+  tcgen05.fence::after_thread_sync;"""
+        if commit
+        else "WAIT:"
+    )
     move = "\n".join(
         f"""  add.u32 %t, %tmem, {c}; add.u32 %t, %t, %warplane;
   {"".join(f" ld.global.b32 %r{i}, [%row+{4 * (c + i)}];" for i in range(32))}

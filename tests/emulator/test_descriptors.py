@@ -39,7 +39,9 @@ def same(a: np.ndarray, b: np.ndarray) -> bool:
     return np.array_equal(a, b, equal_nan=True) and np.array_equal(np.signbit(a[a == 0]), np.signbit(b[b == 0]))
 
 
-@pytest.mark.parametrize("dtype, torch_dtype", [(E4M3, torch.float8_e4m3fn), (E5M2, torch.float8_e5m2), (U8, torch.uint8), (S8, torch.int8)])
+@pytest.mark.parametrize(
+    "dtype, torch_dtype", [(E4M3, torch.float8_e4m3fn), (E5M2, torch.float8_e5m2), (U8, torch.uint8), (S8, torch.int8)]
+)
 def test_byte_formats_equal_torch(dtype, torch_dtype):
     codes = np.arange(256, dtype=np.uint8)
     expected = torch.from_numpy(codes.copy()).view(torch_dtype).to(torch.float64).numpy()
@@ -64,7 +66,9 @@ def test_small_formats():
     for dtype, mantissa, bias, top in ((E2M3, 3, 1, 7.5), (E3M2, 2, 3, 28.0)):
         values = decode(dtype, six, 64, BYTE)
         exponent, fraction = (six & 31) >> mantissa, (six & ((1 << mantissa) - 1)) / 2.0**mantissa
-        magnitude = np.where(exponent > 0, (1 + fraction) * 2.0 ** (exponent.astype(float) - bias), fraction * 2.0 ** (1 - bias))
+        magnitude = np.where(
+            exponent > 0, (1 + fraction) * 2.0 ** (exponent.astype(float) - bias), fraction * 2.0 ** (1 - bias)
+        )
         assert same(values, np.where(six & 32, -magnitude, magnitude)) and values.max() == top
         bits = "".join(format(v, "06b")[::-1] for v in six[:16])
         dense = np.array([int(bits[i : i + 8][::-1], 2) for i in range(0, 96, 8)], np.uint8)
@@ -72,8 +76,16 @@ def test_small_formats():
 
 
 def test_scales():
-    assert lib.decode_scale(UE8M0, 127) == 1.0 and lib.decode_scale(UE8M0, 0) == 2.0**-127 and np.isnan(lib.decode_scale(UE8M0, 255))
-    assert lib.decode_scale(UE4M3, 0x7E) == 448.0 and lib.decode_scale(UE4M3, 0xFE) == 448.0 and np.isnan(lib.decode_scale(UE4M3, 0x7F))
+    assert (
+        lib.decode_scale(UE8M0, 127) == 1.0
+        and lib.decode_scale(UE8M0, 0) == 2.0**-127
+        and np.isnan(lib.decode_scale(UE8M0, 255))
+    )
+    assert (
+        lib.decode_scale(UE4M3, 0x7E) == 448.0
+        and lib.decode_scale(UE4M3, 0xFE) == 448.0
+        and np.isnan(lib.decode_scale(UE4M3, 0x7F))
+    )
 
 
 def test_rounding_to_f16_equals_numpy():
@@ -94,7 +106,11 @@ def test_integer_accumulators_wrap_or_saturate():
 @pytest.mark.parametrize("m, n, k", [(16, 8, 8), (64, 40, 16), (128, 256, 64)])
 def test_product(m, n, k):
     rng = np.random.default_rng(m)
-    a, b, c = rng.integers(-50, 50, (m, k)) * 1.0, rng.integers(-50, 50, (n, k)) * 1.0, rng.integers(-50, 50, (m, n)) * 1.0
+    a, b, c = (
+        rng.integers(-50, 50, (m, k)) * 1.0,
+        rng.integers(-50, 50, (n, k)) * 1.0,
+        rng.integers(-50, 50, (m, n)) * 1.0,
+    )
     panels = np.ascontiguousarray(b.reshape(n // 8, 8, k).transpose(0, 2, 1))
     out = c.copy()
     lib.matmul_panels(m, n, k, pointer(a), pointer(panels), pointer(out), n)
@@ -102,11 +118,18 @@ def test_product(m, n, k):
 
 
 class SmemDesc(ctypes.Structure):
-    _fields_ = [("start", ctypes.c_uint32), ("lbo", ctypes.c_uint32), ("sbo", ctypes.c_uint32), ("swizzle", ctypes.c_int)]
+    _fields_ = [
+        ("start", ctypes.c_uint32),
+        ("lbo", ctypes.c_uint32),
+        ("sbo", ctypes.c_uint32),
+        ("swizzle", ctypes.c_int),
+    ]
 
 
 class OperandShape(ctypes.Structure):
-    _fields_ = [(n, ctypes.c_int) for n in ("type", "packing", "mn_major")] + [(n, ctypes.c_uint32) for n in ("rows", "k", "first")]
+    _fields_ = [(n, ctypes.c_int) for n in ("type", "packing", "mn_major")] + [
+        (n, ctypes.c_uint32) for n in ("rows", "k", "first")
+    ]
 
 
 def descriptor(start, lbo, sbo, swizzle, tcgen05):
@@ -181,7 +204,15 @@ def test_mn_major_tile(swizzle, dtype, size):
     assert (got == tile.T.astype(np.float64)).all()
 
 
-@pytest.mark.parametrize("bits, words", [(0, b"0b001"), (1 << 46 | 1 << 49, b"base offset"), (1 << 46 | 1 << 52, b"absolute"), (1 << 46 | 3 << 61, b"swizzle")])
+@pytest.mark.parametrize(
+    "bits, words",
+    [
+        (0, b"0b001"),
+        (1 << 46 | 1 << 49, b"base offset"),
+        (1 << 46 | 1 << 52, b"absolute"),
+        (1 << 46 | 3 << 61, b"swizzle"),
+    ],
+)
 def test_tcgen05_descriptor_refusals(bits, words):
     assert words in lib.smem_desc_decode_tcgen05(ctypes.c_uint64(bits), ctypes.byref(SmemDesc()))
 
@@ -202,11 +233,28 @@ def instr_desc(kind, group, bits):
 
 def test_instruction_descriptors():
     d = instr_desc(KIND_MXF4NVF4, 1, 0x08400480)  # what CuTe builds for nvfp4, M = 128, N = 256
-    assert (d.m, d.n, d.k, d.a_type, d.b_type, d.scale_type, d.sfa_id, d.sfb_id) == (128, 256, 64, E2M1, E2M1, UE4M3, 0, 0)
+    assert (d.m, d.n, d.k, d.a_type, d.b_type, d.scale_type, d.sfa_id, d.sfb_id) == (
+        128,
+        256,
+        64,
+        E2M1,
+        E2M1,
+        UE4M3,
+        0,
+        0,
+    )
     d = instr_desc(KIND_F16, 2, 1 << 4 | 1 << 7 | 1 << 16 | (256 // 8) << 17 | (256 // 16) << 24)
     assert (d.m, d.n, d.k, d.a_type, d.b_type, d.b_mn_major, d.acc_type) == (256, 256, 16, BF16, F16, 1, 1)
     d = instr_desc(KIND_MXF8F6F4, 1, 5 << 10 | 2 << 4 | 1 << 23 | (64 // 8) << 17 | (128 // 16) << 24 | 3 << 29)
-    assert (d.a_type, d.b_type, d.packing, d.sfa_id, d.sfb_id, d.scale_type, d.k) == (E4M3, E2M1, ALIGN16, 3, 2, UE8M0, 32)
+    assert (d.a_type, d.b_type, d.packing, d.sfa_id, d.sfb_id, d.scale_type, d.k) == (
+        E4M3,
+        E2M1,
+        ALIGN16,
+        3,
+        2,
+        UE8M0,
+        32,
+    )
 
 
 @pytest.mark.parametrize(
@@ -248,7 +296,10 @@ def test_load_shape_values():
         return lane.value, column.value
 
     assert cell(0, 9, 3) == (9, 3)
-    assert [cell(1, t, 0) for t in (0, 1, 2, 3, 4)] == [(0, 0), (8, 0), (0, 1), (8, 1), (1, 0)] and cell(1, 0, 1) == (0, 2)
+    assert [cell(1, t, 0) for t in (0, 1, 2, 3, 4)] == [(0, 0), (8, 0), (0, 1), (8, 1), (1, 0)] and cell(1, 0, 1) == (
+        0,
+        2,
+    )
     assert [cell(2, 5, r) for r in range(3)] == [(1, 1), (9, 1), (1, 5)]
     assert [cell(3, 5, r) for r in range(5)] == [(1, 2), (1, 3), (9, 2), (9, 3), (1, 10)]
     assert cell(4, 17, 2, split=8) == (1, 10)

@@ -63,7 +63,11 @@ def scatter(c: np.ndarray) -> np.ndarray:
 
 
 def scale_values(codes, sf):
-    return torch.from_numpy(codes).view(torch.float8_e4m3fn).double().numpy() if sf == "ue4m3" else 2.0 ** (codes.astype(float) - 127)
+    return (
+        torch.from_numpy(codes).view(torch.float8_e4m3fn).double().numpy()
+        if sf == "ue4m3"
+        else 2.0 ** (codes.astype(float) - 127)
+    )
 
 
 @pytest.mark.parametrize("kind, vector, sf, count", [
@@ -78,7 +82,9 @@ def test_block_scaled(kind, vector, sf, count, threads):
     values = E2M1[codes]
     rows = codes << 2 if k == 32 else codes[:, 0::2] | codes[:, 1::2] << 4
     byte = {1: 3, 2: 2, 4: 0}[count]
-    scale_codes = (rng.integers(0x30, 0x40, (24, 4)) if sf == "ue4m3" else rng.integers(124, 131, (24, 4))).astype(np.uint8)
+    scale_codes = (rng.integers(0x30, 0x40, (24, 4)) if sf == "ue4m3" else rng.integers(124, 131, (24, 4))).astype(
+        np.uint8
+    )
     factors = np.repeat(scale_values(scale_codes, sf)[:, byte : byte + count], k // count, axis=1)
     words = rng.integers(0, 2**32, (32, 2), dtype=np.uint32)  # threads that are not selected hold anything
     packed = np.ascontiguousarray(scale_codes).view(np.uint32)[:, 0]
@@ -107,10 +113,17 @@ def test_f8f6f4(types):
         elif dtype in ("e4m3", "e5m2"):
             v = rng.integers(-7, 8, (count, 32)) * 0.5
             values.append(v)
-            rows.append(torch.from_numpy(v).to(torch.float8_e4m3fn if dtype == "e4m3" else torch.float8_e5m2).view(torch.uint8).numpy())
+            rows.append(
+                torch.from_numpy(v)
+                .to(torch.float8_e4m3fn if dtype == "e4m3" else torch.float8_e5m2)
+                .view(torch.uint8)
+                .numpy()
+            )
         else:  # integers 1, 2, 3 exist in both 6-bit formats
             v = rng.integers(1, 4, (count, 32)).astype(float)
-            table = {"e2m3": {1: 0b001000, 2: 0b010000, 3: 0b010100}, "e3m2": {1: 0b001100, 2: 0b010000, 3: 0b010010}}[dtype]
+            table = {"e2m3": {1: 0b001000, 2: 0b010000, 3: 0b010100}, "e3m2": {1: 0b001100, 2: 0b010000, 3: 0b010010}}[
+                dtype
+            ]
             values.append(v)
             rows.append(np.vectorize(table.get)(v).astype(np.uint8))
     text = (f"mma.sync.aligned.m16n8k32.row.col.kind::f8f6f4.f32.{types[0]}.{types[1]}.f32 {{%d0, %d1, %d2, %d3}}, "

@@ -13,7 +13,9 @@ SEEDS = tuple(range(1, 9))
 HEADER = ".version 8.6\n.target sm_90a\n.address_size 64\n"
 
 # One CTA loads a 64 x 64 f16 tile, adds 1 to every element with ordinary loads and stores, and stores the tile.
-COPY = HEADER + """
+COPY = (
+    HEADER
+    + """
 .visible .entry k(.param .align 64 .b8 MAPIN[128], .param .align 64 .b8 MAPOUT[128], .param .u64 IN, .param .u64 OUT)
 {
   .shared .align 1024 .b8 tile[8192];
@@ -48,13 +50,17 @@ DONE:
   ret;
 }
 """
+)
 
 
 def launch(text: str, seed: int | None) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     data = torch.from_numpy(rng.integers(-8, 8, (64, 64)).astype(np.float16))
     out = torch.zeros(64, 64, dtype=torch.float16)
-    maps = [np.frombuffer(Map((64, 64), (128,), (64, 64), F16, 3).encode(t.data_ptr()), np.uint8).copy() for t in (data, out)]
+    maps = [
+        np.frombuffer(Map((64, 64), (128,), (64, 64), F16, 3).encode(t.data_ptr()), np.uint8).copy()
+        for t in (data, out)
+    ]
     with emulator.device("sm_90a", seed=seed) as dev:
         dev.launch_ptx(text, "k", (1, 1, 1), (128, 1, 1), [*maps, data, out])
     return data.numpy(), out.numpy()
@@ -100,12 +106,16 @@ def test_fault_is_reported(old, new, kind):
 def test_fence_may_stand_on_either_side_of_the_barrier(fence_after_barrier):
     text = COPY
     if fence_after_barrier:
-        text = text.replace("  fence.proxy.async.shared::cta;\n  bar.sync 0;", "  bar.sync 0;\n  fence.proxy.async.shared::cta;")
+        text = text.replace(
+            "  fence.proxy.async.shared::cta;\n  bar.sync 0;", "  bar.sync 0;\n  fence.proxy.async.shared::cta;"
+        )
     assert kinds(text) == set()
 
 
 def test_uninitialised_read():
-    text = COPY.replace("  bar.sync 0;\n  @!%p bra WAIT;", "  ld.shared.b32 %v, [%s];\n  bar.sync 0;\n  @!%p bra WAIT;", 1)
+    text = COPY.replace(
+        "  bar.sync 0;\n  @!%p bra WAIT;", "  ld.shared.b32 %v, [%s];\n  bar.sync 0;\n  @!%p bra WAIT;", 1
+    )
     assert "UNINITIALISED_SHARED" in kinds(text)
 
 

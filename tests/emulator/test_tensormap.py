@@ -7,7 +7,7 @@ import itertools
 
 import numpy as np
 import pytest
-from tensor_maps import BITS, BoxRow, DecodedMap, F16, F32, Map, U4, U4_PADDED, U6_PADDED, U8
+from tensor_maps import BITS, F16, F32, U4, U4_PADDED, U6_PADDED, U8, BoxRow, DecodedMap, Map
 
 from cutefp4.emulator.native_build import library
 
@@ -32,7 +32,13 @@ def decode_error(data: bytes) -> str:
 
 @pytest.mark.parametrize("rank", [1, 2, 3, 4, 5])
 def test_fields(rank):
-    m = Map(tuple(100 + 7 * i for i in range(rank)), tuple(4096 * (i + 1) for i in range(rank - 1)), (32, 3, 5, 7, 2)[:rank], F16, 2)
+    m = Map(
+        tuple(100 + 7 * i for i in range(rank)),
+        tuple(4096 * (i + 1) for i in range(rank - 1)),
+        (32, 3, 5, 7, 2)[:rank],
+        F16,
+        2,
+    )
     got = decode(m.encode(0x7F0012345670))
     assert got.base == 0x7F0012345670 and got.rank == rank and got.type == F16 and got.swizzle == 2 and got.bits == 16
     assert tuple(got.dim)[:rank] == m.dims and tuple(got.box)[:rank] == m.box
@@ -69,7 +75,9 @@ def rows_of(data: bytes, coord):
     return out
 
 
-@pytest.mark.parametrize("coord", [(0, 0, 0, 0, 0), (-16, -1, 0, 1, -1), (48, 5, 2, 0, 1), (64, 0, 0, 0, 0), (32, 6, 3, 1, 1)])
+@pytest.mark.parametrize(
+    "coord", [(0, 0, 0, 0, 0), (-16, -1, 0, 1, -1), (48, 5, 2, 0, 1), (64, 0, 0, 0, 0), (32, 6, 3, 1, 1)]
+)
 def test_box_rows(coord):
     m = Map((64, 7, 3, 2, 2), (128, 1024, 4096, 8192), (32, 4, 2, 2, 2), U8)
     rows = rows_of(m.encode(0x10000), coord)
@@ -93,7 +101,9 @@ def test_expand_and_pack(dtype, box):
     packed = rng.integers(0, 256, box * BITS[dtype] // 8, dtype=np.uint8)
     row = BoxRow(0, 0, box)
     smem = np.full(lib.box_row_bytes(ctypes.byref(m)), 0xAA, np.uint8)
-    lib.box_row_expand(ctypes.byref(m), ctypes.byref(row), packed.ctypes.data_as(ctypes.c_void_p), smem.ctypes.data_as(ctypes.c_void_p))
+    lib.box_row_expand(
+        ctypes.byref(m), ctypes.byref(row), packed.ctypes.data_as(ctypes.c_void_p), smem.ctypes.data_as(ctypes.c_void_p)
+    )
     if dtype in (U4_PADDED, U6_PADDED):
         data = 2 * BITS[dtype]
         groups = smem.reshape(-1, 16)
@@ -101,17 +111,26 @@ def test_expand_and_pack(dtype, box):
     else:
         assert (smem == packed).all()
     again = np.zeros_like(packed)
-    lib.box_row_pack(ctypes.byref(m), ctypes.byref(row), smem.ctypes.data_as(ctypes.c_void_p), again.ctypes.data_as(ctypes.c_void_p))
+    lib.box_row_pack(
+        ctypes.byref(m), ctypes.byref(row), smem.ctypes.data_as(ctypes.c_void_p), again.ctypes.data_as(ctypes.c_void_p)
+    )
     assert (again == packed).all()
 
 
 def test_transaction_bytes_count_packed_elements():
-    for dtype, box, expected in ((U4, (128, 8), 512), (U4_PADDED, (128, 8), 512), (U6_PADDED, (128, 8), 768), (F16, (64, 8), 1024)):
+    for dtype, box, expected in (
+        (U4, (128, 8), 512),
+        (U4_PADDED, (128, 8), 512),
+        (U6_PADDED, (128, 8), 768),
+        (F16, (64, 8), 1024),
+    ):
         m = decode(Map((1024, 64), (4096,), box, dtype).encode(0x1000))
         assert lib.box_transaction_bytes(ctypes.byref(m)) == expected
 
 
-@pytest.mark.parametrize("swizzle, atom32, pitch", [(0, False, 16), (1, False, 32), (2, False, 64), (3, False, 128), (3, True, 128)])
+@pytest.mark.parametrize(
+    "swizzle, atom32, pitch", [(0, False, 16), (1, False, 32), (2, False, 64), (3, False, 128), (3, True, 128)]
+)
 def test_narrow_box_keeps_the_pitch_of_its_swizzle(swizzle, atom32, pitch):
     m = decode(Map((1024, 64), (1024,), (16, 8), U8, swizzle, atom32).encode(0x1000))
     assert lib.box_row_pitch(ctypes.byref(m)) == pitch and lib.box_row_bytes(ctypes.byref(m)) == 16
@@ -126,7 +145,9 @@ def test_replace_gives_what_encoding_gives():
     goal = Map(goal.dims, goal.strides, (32, 8, 4), F32, 3)
     data = ctypes.create_string_buffer(start.encode(0x1000), 128)
     patches = [("global_address", 0, 0x2000), ("elemtype", 0, 7), ("swizzle", 0, 3)]
-    patches += [("box_dim", i, b) for i, b in enumerate(goal.box)] + [("global_dim", i, d) for i, d in enumerate(goal.dims)]
+    patches += [("box_dim", i, b) for i, b in enumerate(goal.box)] + [
+        ("global_dim", i, d) for i, d in enumerate(goal.dims)
+    ]
     patches += [("global_stride", i, s) for i, s in enumerate(goal.strides)]
     for field, ordinal, value in patches:
         assert lib.tensormap_replace(data, FIELDS.index(field), ordinal, value) is None

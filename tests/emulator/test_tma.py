@@ -22,7 +22,9 @@ def load(m: Map, data: torch.Tensor, coords: tuple[int, ...], tx: int, tile: int
     """Shared memory (tile bytes, first filled with 0xA5) after one load of the box at coords."""
     rank = len(m.dims)
     out = torch.zeros(tile, dtype=torch.uint8)
-    text = HEADER + f"""
+    text = (
+        HEADER
+        + f"""
 .visible .entry k(.param .align 64 .b8 MAP[128], .param .u64 OUT, .param .u64 DATA)
 {{
   .shared .align 1024 .b8 tile[{tile}];
@@ -52,8 +54,11 @@ DONE:
   ret;
 }}
 """
+    )
     with emulator.device("sm_100a", seed=seed) as dev:
-        dev.launch_ptx(text, "k", (1, 1, 1), (128, 1, 1), [np.frombuffer(m.encode(data.data_ptr()), np.uint8), out, data])
+        dev.launch_ptx(
+            text, "k", (1, 1, 1), (128, 1, 1), [np.frombuffer(m.encode(data.data_ptr()), np.uint8), out, data]
+        )
     return out.numpy()
 
 
@@ -77,7 +82,9 @@ def test_packed_fp4(swizzle, seed):
     """Two elements to a byte, in global and shared memory; 96 bytes of a row lie outside and read as zero."""
     data = bytes_like((40, 160))
     inner = 128 if swizzle == 2 else 256
-    got = load(Map((320, 40), (160,), (inner, 8), U4, swizzle), data, (256, 36), 8 * inner // 2, 8 * inner // 2, seed=seed)
+    got = load(
+        Map((320, 40), (160,), (inner, 8), U4, swizzle), data, (256, 36), 8 * inner // 2, 8 * inner // 2, seed=seed
+    )
     box = np.zeros((8, inner // 2), np.uint8)
     box[:4, :32] = data.numpy()[36:, 128:]
     assert np.array_equal(got, swizzled(box, inner // 2, swizzle))
@@ -104,7 +111,9 @@ def test_gather4(seed):
     assert np.array_equal(got, swizzled(expected, 64, 2))
 
 
-STORE = HEADER + """
+STORE = (
+    HEADER
+    + """
 .visible .entry k(.param .align 64 .b8 MAP[128], .param .u64 IN, .param .u64 OUT)
 {{
   .shared .align 1024 .b8 tile[{size}];
@@ -125,13 +134,17 @@ DONE:
   ret;
 }}
 """
+)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_scatter4(seed):
     data, out = bytes_like((256,)), torch.zeros(50, 64, dtype=torch.uint8)
     m = Map((64, 50), (64,), (64, 1), U8, 0)
-    text = STORE.format(size=256, store="cp.async.bulk.tensor.2d.global.shared::cta.tile::scatter4.bulk_group [%map, {0, 3, 49, 70, 8}], [%s];")
+    text = STORE.format(
+        size=256,
+        store="cp.async.bulk.tensor.2d.global.shared::cta.tile::scatter4.bulk_group [%map, {0, 3, 49, 70, 8}], [%s];",
+    )
     with emulator.device("sm_100a", seed=seed) as dev:
         dev.launch_ptx(text, "k", (1, 1, 1), (64, 1, 1), [np.frombuffer(m.encode(out.data_ptr()), np.uint8), data, out])
     expected = np.zeros((50, 64), np.uint8)
@@ -141,7 +154,9 @@ def test_scatter4(seed):
     assert np.array_equal(out.numpy(), expected)
 
 
-REPLACE = HEADER + """
+REPLACE = (
+    HEADER
+    + """
 .visible .entry k(.param .align 64 .b8 MAP[128], .param .u64 IN, .param .u64 OUT, .param .u64 SPACE)
 {
   .shared .align 1024 .b8 tile[256];
@@ -177,6 +192,7 @@ DONE:
   ret;
 }
 """
+)
 
 
 def test_patched_tensor_map():
@@ -186,13 +202,17 @@ def test_patched_tensor_map():
     at = (-space.data_ptr()) % 128
     start = Map((4096, 4096), (4096,), (32, 8), U8)
     with emulator.device("sm_100a") as dev:
-        dev.launch_ptx(REPLACE, "k", (1, 1, 1), (64, 1, 1), [np.frombuffer(start.encode(0x1000), np.uint8), data, out, space[at:]])
+        dev.launch_ptx(
+            REPLACE, "k", (1, 1, 1), (64, 1, 1), [np.frombuffer(start.encode(0x1000), np.uint8), data, out, space[at:]]
+        )
     expected = np.zeros((4, 128), np.uint8)
     expected[1:3, 16:32] = data.numpy().reshape(8, 32)[:2, :16]  # dims are now 32 x 3
     assert np.array_equal(out.numpy(), expected)
 
 
-PAIR = HEADER + """
+PAIR = (
+    HEADER
+    + """
 .visible .entry k(.param .align 64 .b8 MAP[128], .param .u64 OUT, .param .u64 DATA)
 {
   .shared .align 1024 .b8 tile[512];
@@ -220,6 +240,7 @@ MEET:
   ret;
 }
 """
+)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -227,7 +248,14 @@ def test_pair_signals_the_even_cta(seed):
     data, out = bytes_like((16, 64)), torch.zeros(16, 64, dtype=torch.uint8)
     m = Map((64, 16), (64,), (64, 8), U8, 0)
     with emulator.device("sm_100a", seed=seed) as dev:
-        dev.launch_ptx(PAIR, "k", (2, 1, 1), (128, 1, 1), [np.frombuffer(m.encode(data.data_ptr()), np.uint8), out, data], cluster=(2, 1, 1))
+        dev.launch_ptx(
+            PAIR,
+            "k",
+            (2, 1, 1),
+            (128, 1, 1),
+            [np.frombuffer(m.encode(data.data_ptr()), np.uint8), out, data],
+            cluster=(2, 1, 1),
+        )
     assert torch.equal(out, data)
 
 
@@ -278,7 +306,9 @@ def test_im2col_is_named():
         load(Map((64, 16), (64,), (64, 8), U8), data, (0, 0), 512, 512, "im2col")
 
 
-LATE = HEADER + """
+LATE = (
+    HEADER
+    + """
 .visible .entry k(.param .align 64 .b8 MAP[128], .param .u64 DATA)
 {
   .shared .align 1024 .b8 tile[512];
@@ -302,6 +332,7 @@ DONE:
   ret;
 }
 """
+)
 
 
 def test_multicast_to_a_cta_that_left():

@@ -94,7 +94,10 @@ def test_fault_is_reported(old, new, kind):
 
 def test_zeroing_below_the_fence_is_accepted():
     """Compilers move it there; the assembler takes care of the order."""
-    assert kinds(KERNEL.replace("  wgmma.fence.sync.aligned;\n", "  wgmma.fence.sync.aligned;\n  mov.b32 %d3, 0;\n")) == set()
+    assert (
+        kinds(KERNEL.replace("  wgmma.fence.sync.aligned;\n", "  wgmma.fence.sync.aligned;\n  mov.b32 %d3, 0;\n"))
+        == set()
+    )
 
 
 A_REGISTERS = KERNEL.replace("%da, %db, %p, 1, 1, 0, 0;", "{%r0, %r1, %r2, %r3}, %db, %p, 1, 1, 0;")
