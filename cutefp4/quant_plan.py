@@ -94,7 +94,7 @@ MAX_ROW_BLOCKS = {2: 4, 4: 2}
 def row_shape(n: int, element_bytes: int, most: int | None = None) -> dict:
     """threads_per_row, blocks_per_thread, threads and looped for rows of n elements.
 
-    The fewest idle threads win, then the most blocks per thread (more loads in flight, fewer reductions), at most `most`.
+    The fewest idle threads win, then the most blocks per thread, up to `most` (more loads in flight, fewer reductions).
     """
     # Whole scale tiles, so that padded columns have a thread that clears them.
     blocks = round_up(n // BLOCK, TILE_COLS)

@@ -1,4 +1,4 @@
-"""Every operation in a CUDA graph, whose inputs, offsets and random state change between replays, and under torch.compile."""
+"""Every operation in a CUDA graph whose inputs change between replays, and under torch.compile."""
 
 import pytest
 import torch

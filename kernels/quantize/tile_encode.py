@@ -1,0 +1,168 @@
+"""The passes over a tile: outer amaxes to encode factors, rows from registers, columns from shared memory."""
+
+from dataclasses import dataclass
+
+import cutlass
+import cutlass.cute as cute
+from cutefp4.kernels.common import ptx
+from cutefp4.kernels.common.hadamard16 import transform
+from cutefp4.kernels.common.philox import philox
+from cutefp4.kernels.quantize import tile_choice, tile_smem
+from cutefp4.kernels.quantize.block_encode import encode_block, encode_line, make_outer
+from cutefp4.kernels.quantize.block_scale import Outer
+from cutefp4.kernels.quantize.input_block import (
+    Values,
+    block_amax,
+    column_amaxes,
+    unpack,
+    unpack_columns,
+    unpack_row,
+    values_amax,
+)
+from cutefp4.kernels.quantize.tile_io import (
+    GROUPS,
+    THREADS,
+    TileIo,
+    column_item,
+    column_sink,
+    column_step,
+    row_item,
+    row_sink,
+    row_step,
+    store_block,
+)
+from cutlass import Int32, Int64, Uint32
+
+from cutefp4.quant_plan import CastTilesPlan
+
+OUTER_BYTES = 32
+"""Shared memory of one outer amax and its factors."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Shared-memory addresses; 0 where the plan needs none."""
+
+    tile: Uint32
+    outers: Uint32
+    choice: tile_choice.ChoiceSlots | None
+
+
+@dataclass(frozen=True)
+class Random:
+    """Offset and round keys of one copy."""
+
+    counter: tuple[Uint32, Uint32]
+    keys: list
+
+    def words(self, plan: CastTilesPlan, block: Int32, row: Int32):
+        """Random words of a block of the copy, None if the recipe rounds to nearest."""
+        if plan.math.rounding != "stochastic":
+            return None
+        return philox((*self.counter, Uint32(block), Uint32(row)), self.keys)
+
+
+def _outer_vector(plan: CastTilesPlan, amax: Int64, index: Int32, valid, shared: Uint32, slot: Int32) -> None:
+    """Encode factors of one outer amax to a slot."""
+    value = ptx.from_bits(ptx.load_words(amax + Int64(index) * Int64(4), 1, valid)[0])
+    outer = make_outer(value, plan.math)
+    words = tuple(ptx.bits(v) for v in (outer.s_enc, outer.block_factor, outer.s_dec, outer.rescale))
+    where = shared + Uint32(slot) * Uint32(OUTER_BYTES)
+    ptx.store_shared(where, words)
+    ptx.store_shared(where + Uint32(16), (ptx.bits(outer.amax),))
+
+
+def read_outer(plan: CastTilesPlan, shared: Uint32, slot: Int32) -> Outer:
+    """The factors that `_outer_vector` stored; the amax itself only for 4over6, the one that uses it."""
+    where = shared + Uint32(slot) * Uint32(OUTER_BYTES)
+    rest = [ptx.from_bits(w) for w in ptx.load_shared(where, 4)]
+    fours = plan.math.four_over_six != "none"
+    amax = ptx.from_bits(ptx.load_shared(where + Uint32(16), 1)[0]) if fours else rest[0]
+    return Outer(amax, *rest)
+
+
+def scalar_outer(plan: CastTilesPlan, amax: Int64, io: TileIo) -> Outer:
+    """The one outer amax of the tensor or group."""
+    return make_outer(
+        ptx.from_bits(ptx.load_words(amax + Int64(io.rows.group) * Int64(4), 1, io.rows.exists)[0]), plan.math
+    )
+
+
+@cute.jit
+def fill_outers(plan: cutlass.Constexpr, io: cutlass.Constexpr, shared: cutlass.Constexpr):
+    """Encode factors of the tile's rows (threads 0..127) and columns (128..255) to shared memory."""
+    slot = io.tid % 128
+    if io.tid < 128:
+        if cutlass.const_expr(plan.rowwise):
+            row = io.rows.local + slot
+            _outer_vector(plan, io.row_amax, io.rows.begin + row, row < io.rows.rows, shared.outers, io.tid)
+    else:
+        if cutlass.const_expr(plan.columnwise):
+            column = io.first_column + slot
+            valid = (column < io.n) & (slot < plan.tile_columns)
+            _outer_vector(plan, io.col_amax, io.rows.group * io.n + column, valid, shared.outers, io.tid)
+
+
+def encode_rows(plan: CastTilesPlan, io: TileIo, shared: Shared, loaded: list, random: Random, outer) -> None:
+    """Encode the blocks in registers and store them in the rowwise copy."""
+    sink, blocks = row_sink(plan, io), io.n // 16
+    for j, words in enumerate(loaded):
+        r, b = row_item(plan, io.tid, j)
+        row, block = io.rows.local + r, io.first_column // 16 + b
+        mine = read_outer(plan, shared.outers, r) if plan.token else outer
+        values, words4 = unpack_row(words, plan.dtype), random.words(plan, block, row)
+        if plan.block == "1d":
+            done = encode_block(values, block_amax(words, plan.dtype), mine, plan.math, plan.arch, words4)
+        else:
+            amax, four = tile_choice.read(plan, shared.choice, r // 16, b)
+            done = encode_line(values, amax, four, mine, plan.math, plan.arch, words4)
+        valid = (row < io.rows.rows) & (block < blocks)
+        store_block(plan, sink, row_step(plan, io, j), done, valid, block < (blocks + 3) // 4 * 4)
+
+
+def read_item(plan: CastTilesPlan, shared: Shared, tid: Int32, j: int) -> list[Uint32]:
+    """The 16 words of this thread's item j."""
+    chunk = tid // 32 + Int32(j * (THREADS // 32))
+    return tile_smem.read_column(shared.tile, (tid // 4) % GROUPS, chunk, tid % 4)
+
+
+def encode_columns(plan: CastTilesPlan, io: TileIo, shared: Shared, random: Random, outer, factors) -> None:
+    """Read columns back, [transform], encode and store them in the columnwise copy."""
+    sink, blocks = column_sink(plan, io), io.rows.rows_k // 16
+    padded_n = (io.n + 127) // 128 * 128
+    for j in range(2):
+        words = read_item(plan, shared, io.tid, j)
+        tops = column_amaxes(words, plan.dtype)
+        for i, values in enumerate(unpack_columns(words, plan.dtype)):
+            g, in_tile = column_item(plan, io.tid, j, i)
+            column, group = io.first_column + in_tile, io.rows.local // 16 + g
+            mine = read_outer(plan, shared.outers, in_tile + 128) if plan.token else outer
+            words4 = random.words(plan, group, column)
+            top = tops[i]
+            if plan.rht != "none":
+                values = Values.of(transform(values.x, factors, plan.rht, plan.dtype))
+                top = values_amax(values.x)
+            if plan.block == "1d":
+                done = encode_block(values, top, mine, plan.math, plan.arch, words4)
+            else:
+                amax, four = tile_choice.read(plan, shared.choice, g, in_tile // 16)
+                done = encode_line(values, amax, four, mine, plan.math, plan.arch, words4)
+            valid = (column < io.n) & (group < blocks)
+            padded = (column < padded_n) & (group < (blocks + 3) // 4 * 4)
+            store_block(plan, sink, column_step(plan, io, j, i), done, valid, padded)
+
+
+def row_lines(plan: CastTilesPlan, io: TileIo, loaded: list):
+    """(16-row group, block column, line in the 16x16 block, values) of this thread's blocks."""
+    for j, words in enumerate(loaded):
+        r, b = row_item(plan, io.tid, j)
+        yield r // 16, b, r % 16, unpack(words, plan.dtype)
+
+
+def column_lines(plan: CastTilesPlan, io: TileIo, shared: Shared):
+    """The same for the lines of the columnwise copy."""
+    for j in range(2):
+        words = read_item(plan, shared, io.tid, j)
+        for i, values in enumerate(unpack_columns(words, plan.dtype)):
+            g, in_tile = column_item(plan, io.tid, j, i)
+            yield g, in_tile // 16, in_tile % 16, values.x

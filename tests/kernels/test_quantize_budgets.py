@@ -1,0 +1,64 @@
+"""No quantisation kernel spills, and the ones that are meant to share an SM fit into its registers and shared memory."""
+
+import pytest
+
+from cutefp4.compile_report import compile_report
+from cutefp4.quant_plan import (
+    AmaxPlan,
+    BlockMath,
+    CastRowsPlan,
+    CastTilesPlan,
+    DequantizePlan,
+    HadamardAmaxPlan,
+    SwigluPlan,
+    row_shape,
+)
+
+TOKEN, TE = BlockMath("per_token"), BlockMath()
+SR = BlockMath(rounding="stochastic")
+FAST = BlockMath("te", 256, "nearest", "mae", "fast")
+STATIC_SHARED = 48 * 1024
+REGISTERS = 65536
+
+
+def plans(arch: str) -> list:
+    rows = {"scaling": "token", "amax_given": False, "scale_layout": "tiled"}
+    tiles = {"scaling": "tensor", "scale_layout": "tiled"}
+    return [
+        *(CastRowsPlan(arch, d, TOKEN, **rows, **row_shape(6144, s)) for d, s in (("bfloat16", 2), ("float32", 4))),
+        CastRowsPlan(arch, "bfloat16", TOKEN, **rows, **row_shape(6144, 2), swiglu="8"),
+        CastRowsPlan(arch, "bfloat16", FAST, **rows, **row_shape(6144, 2, 2)),
+        *(CastTilesPlan(arch, d, TE, **tiles) for d in ("bfloat16", "float16", "float32")),
+        CastTilesPlan(arch, "bfloat16", TE, **tiles, columnwise=False),
+        CastTilesPlan(arch, "bfloat16", TOKEN, "token", "tiled"),
+        CastTilesPlan(arch, "bfloat16", TOKEN, "token", "tiled", grouped=True),
+        CastTilesPlan(arch, "bfloat16", TE, **tiles, block="2d"),
+        CastTilesPlan(arch, "bfloat16", TE, **tiles, rht="bf16"),
+        CastTilesPlan(arch, "bfloat16", SR, **tiles, rht="bf16"),
+        CastTilesPlan(arch, "bfloat16", FAST, **tiles, block="2d"),
+        AmaxPlan(arch, "bfloat16", rows=True, columns=True),
+        HadamardAmaxPlan(arch, "bfloat16", "bf16", "columns", "rows"),
+        DequantizePlan(arch, "bfloat16", "token", "tiled", 448),
+        SwigluPlan(arch, "bfloat16", "halves"),
+    ]
+
+
+@pytest.mark.parametrize("arch", ["sm_90a", "sm_100a"])
+def test_budgets(arch):
+    for plan in plans(arch):
+        report = compile_report(plan)
+        kernel = report.kernels[0]
+        assert report.spills == 0, f"{plan.describe()}: {kernel.spill_loads} + {kernel.spill_stores} spills"
+        assert kernel.resources.static_shared_bytes <= STATIC_SHARED, plan.describe()
+        if getattr(plan, "ctas_per_sm", 0):
+            assert plan.ctas_per_sm * 256 * kernel.registers <= REGISTERS, plan.describe()
+
+
+def test_hardware_conversions_on_blackwell():
+    """sm_100a rounds with its own instruction, sm_90a without: the mix of instructions tells them apart."""
+    mixes = [
+        compile_report(CastTilesPlan(arch, "bfloat16", TE, "tensor", "tiled", columnwise=False)).kernels[0].instructions
+        for arch in ("sm_90a", "sm_100a")
+    ]
+    assert mixes[0]["FFMA"] > 4 * 64 > mixes[1]["FFMA"]
+    assert "e2m1x2" in compile_report(CastTilesPlan("sm_100a", "bfloat16", TE, "tensor", "tiled", columnwise=False)).ptx
