@@ -6,8 +6,13 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from microkernels import blackwell_gemm, hopper_gemm
 from microkernels.compare import run_in_emulator
+from microkernels.inputs import hash32
+
+import cutefp4
+from cutefp4 import emulator
 
 CALIBRATION_SECONDS = 0.035
 """What the calibration below takes on the machine for which the limits were set (one core of an EPYC)."""
@@ -15,8 +20,6 @@ CALIBRATION_SECONDS = 0.035
 
 def calibration() -> float:
     """CPU seconds of a sort of a million hashed words: integer work at compiled speed."""
-    from microkernels.inputs import hash32
-
     words = hash32(1 << 20, 7)
     best = 1e9
     for _ in range(3):
@@ -50,3 +53,21 @@ def cpu_seconds(kernel, right, seed) -> float:
 def test_gemm_within_its_limit(gemm, size, seed, limit):
     slower = max(1.0, calibration() / CALIBRATION_SECONDS)
     assert cpu_seconds(gemm.kernel(*size), gemm.expected(*size), seed) < limit * slower
+
+
+@pytest.mark.parametrize(("arch", "seed"), [("sm_90a", None), ("sm_100a", None), ("sm_100a", 1)])
+def test_rowwise_quantise_within_its_limit(arch, seed):
+    """128 x 4096, per-thread code with hardly any matrix work; the bytes are the oracle's."""
+    bits = torch.from_numpy(hash32(128 * 4096, 170).astype(np.int64))
+    x = ((bits % 4001 - 2000).double() / 256).to(torch.bfloat16).reshape(128, 4096)
+    right = cutefp4.quantize(x, backend="reference").rowwise
+    with emulator.device(arch, seed=seed) as dev:
+        cutefp4.quantize(x, backend="emulator")  # compiles
+        dev.clear()
+        start = time.process_time()
+        got = cutefp4.quantize(x, backend="emulator").rowwise
+        seconds = time.process_time() - start
+        assert dev.report().launches > 0
+    assert torch.equal(got.codes, right.codes)
+    assert torch.equal(got.block_scales.view(torch.uint8), right.block_scales.view(torch.uint8))
+    assert seconds < 2.0 * max(1.0, calibration() / CALIBRATION_SECONDS)
