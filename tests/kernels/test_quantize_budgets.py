@@ -1,4 +1,4 @@
-"""No quantisation kernel spills, and the ones that are meant to share an SM fit into its registers and shared memory."""
+"""No quantisation kernel spills, and those that are meant to share an SM fit into its registers and shared memory."""
 
 import pytest
 
@@ -17,6 +17,7 @@ from cutefp4.quant_plan import (
 TOKEN, TE = BlockMath("per_token"), BlockMath()
 SR = BlockMath(rounding="stochastic")
 FAST = BlockMath("te", 256, "nearest", "mae", "fast")
+STRICT = BlockMath("te", 256, "nearest", "mae", "strict")
 STATIC_SHARED = 48 * 1024
 REGISTERS = 65536
 
@@ -28,6 +29,8 @@ def plans(arch: str) -> list:
         *(CastRowsPlan(arch, d, TOKEN, **rows, **row_shape(6144, s)) for d, s in (("bfloat16", 2), ("float32", 4))),
         CastRowsPlan(arch, "bfloat16", TOKEN, **rows, **row_shape(6144, 2), swiglu="8"),
         CastRowsPlan(arch, "bfloat16", FAST, **rows, **row_shape(6144, 2, 2)),
+        CastRowsPlan(arch, "bfloat16", STRICT, **rows, **row_shape(6144, 2)),
+        CastTilesPlan(arch, "bfloat16", STRICT, **tiles, columnwise=False),
         *(CastTilesPlan(arch, d, TE, **tiles) for d in ("bfloat16", "float16", "float32")),
         CastTilesPlan(arch, "bfloat16", TE, **tiles, columnwise=False),
         CastTilesPlan(arch, "bfloat16", TOKEN, "token", "tiled"),
