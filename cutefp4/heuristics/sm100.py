@@ -53,7 +53,7 @@ class Machine:
 B200 = Machine()
 MAX_STAGES = 8
 EPILOGUE_SLOTS = 4.7
-"""Instructions per column of D of an epilogue warp, default tree, bf16 D: counted in the emulator (perf/schedule_model.py)."""
+"""Instructions per column of D of an epilogue warp, default tree, bf16 D: counted by perf/schedule_model.py."""
 EPILOGUE_PANEL = 150
 """Clocks of a panel of 64 columns that nothing hides: two reads of tensor memory, and the store's fences."""
 

@@ -113,9 +113,7 @@ class TmemEpilogue(DeviceStruct):
         sums = cute.make_rmem_tensor(READ, Float32)
         for g in cutlass.range_constexpr(0, READ, GROUP):
             if column + offset + g < self.size_n:
-                group = self.split.read(work, offset + g, GROUP)
-                for j in cutlass.range_constexpr(GROUP):
-                    sums[g + j] = group[j]
+                self.split.add_up(work, offset + g, sums, g, GROUP)
         return tuple(sums[j] for j in range(READ))
 
     def _release(self, acc_ring, state) -> None:

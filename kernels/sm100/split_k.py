@@ -7,6 +7,7 @@ one that finds all others done reads every partial back and goes on with the sum
     counters   int32 (tiles, 4 warps), zero before the first launch and after every launch
 """
 
+import cutlass
 import cutlass.cute as cute
 from cutlass import Boolean, Float32, Int32
 
@@ -48,14 +49,16 @@ class SplitSum(DeviceStruct):
                 cute.make_tensor(counter, cute.make_layout(1))[0] = Int32(0)
         return last
 
-    def read(self, work, column: Int32, count: int) -> tuple[Float32, ...]:
-        """Finished sums of this thread's row at columns column .. column + count - 1 of the tile."""
-        sums = []
-        for part in range(self.splits):
-            for j in range(count):
-                value = cute.make_tensor(self._pointer(work.part_slot(Int32(part)), column + j), cute.make_layout(1))[0]
-                if part:
-                    sums[j] = math.add(sums[j], value)
-                else:
-                    sums.append(value)
-        return tuple(sums)
+    @cute.jit
+    def add_up(self, work, column: Int32, sums: cute.Tensor, first: cutlass.Constexpr, count: cutlass.Constexpr):
+        """Finished sums of this thread's row at `count` columns of the tile from `column` on, into sums[first ..]."""
+        # Adding to a zero first would turn a sum of -0 into +0.
+        for j, value in enumerate(self._part(work, Int32(0), column, count)):
+            sums[first + j] = value
+        for part in cutlass.range(1, self.splits, unroll=2):
+            for j, value in enumerate(self._part(work, part, column, count)):
+                sums[first + j] = math.add(sums[first + j], value)
+
+    def _part(self, work, part: Int32, column: Int32, count: int) -> list[Float32]:
+        slot = work.part_slot(part)
+        return [cute.make_tensor(self._pointer(slot, column + j), cute.make_layout(1))[0] for j in range(count)]

@@ -52,6 +52,9 @@ class Problem:
         tree = default_epilogue(CONSTANT, bias=self.bias, activation=self.activation, c=self.c, beta=self.beta)
         return Sm100GemmPlan(self.arch, self.config, tree, self.out_dtype, self.store)
 
+    def plan_dtype(self) -> torch.dtype:
+        return TORCH[self.out_dtype]
+
     def run(self) -> tuple[torch.Tensor, torch.Tensor]:
         plan = self.plan()
         a, b = operand(self.m, self.k, 1, self.batch), operand(self.n, self.k, 2, self.batch)
