@@ -30,9 +30,9 @@ def calibration() -> float:
 
 
 def cpu_seconds(kernel, right, seed) -> float:
-    """The least of two runs, both right."""
+    """The least of three runs, all right."""
     best = 1e9
-    for _ in range(2):
+    for _ in range(3):
         start = time.process_time()
         results, _ = run_in_emulator(kernel, seed=seed)
         best = min(best, time.process_time() - start)
@@ -43,14 +43,15 @@ def cpu_seconds(kernel, right, seed) -> float:
 @pytest.mark.parametrize(
     ("gemm", "size", "seed", "limit"),
     [
-        (blackwell_gemm, (256, 256, 512), None, 0.5),
-        (blackwell_gemm, (256, 256, 512), 1, 0.5),
-        (blackwell_gemm, (1024, 1024, 1024), None, 1.0),
-        (blackwell_gemm, (1024, 1024, 1024), 1, 3.0),
-        (hopper_gemm, (256, 256, 512), None, 0.5),
+        (blackwell_gemm, (256, 256, 512), None, 0.1),
+        (blackwell_gemm, (256, 256, 512), 1, 0.1),
+        (blackwell_gemm, (1024, 1024, 1024), None, 0.5),
+        (blackwell_gemm, (1024, 1024, 1024), 1, 0.5),
+        (hopper_gemm, (256, 256, 512), None, 0.25),
     ],
 )
 def test_gemm_within_its_limit(gemm, size, seed, limit):
+    """Measured: 0.01, 0.01, 0.15, 0.15 and 0.06 s. The least that is good enough for CI is 0.5, 0.5, 1, 3 and 0.5 s."""
     slower = max(1.0, calibration() / CALIBRATION_SECONDS)
     assert cpu_seconds(gemm.kernel(*size), gemm.expected(*size), seed) < limit * slower
 
