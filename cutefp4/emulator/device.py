@@ -17,7 +17,7 @@ from .dsl_host import HostRuntime, dsl_on_emulator, load_object, register_ptx
 from .errors import EmulatorError
 from .machine import LaunchShape, Machine, raise_for_findings
 from .memory_map import MemoryMap, extent
-from .native_build import library_path, plain_names_path
+from .native_build import library_path
 from .program import Parameter, load
 from .report import DeviceReport, LaunchReport
 
@@ -52,8 +52,8 @@ class Device:
             _ATTRIBUTE_MAJOR: number // 10,
             _ATTRIBUTE_MINOR: number % 10,
         }
-        libraries = tuple(ctypes.CDLL(str(path)) for path in (library_path(), plain_names_path(library_path())))
-        self._host = HostRuntime(libraries, self._launch_from_host, lambda a: attributes.get(a, 0), self._memory.note)
+        library = ctypes.CDLL(str(library_path()))
+        self._host = HostRuntime(library, self._launch_from_host, lambda a: attributes.get(a, 0), self._memory.note)
 
     # -- what users call
 
@@ -176,7 +176,7 @@ def device(
     token = _current.set(made)
     try:
         with (
-            dsl_on_emulator(made._host, str(plain_names_path(library_path())), arch, sms),
+            dsl_on_emulator(made._host, str(library_path()), arch, sms),
             compile.use_loader(made._load_plan),
             launch.cpu_target(arch, sms),
         ):

@@ -20,7 +20,7 @@ from unittest import mock
 from cutefp4.dsl import compiling_plan
 
 from .errors import EmulatorError
-from .relink import relink
+from .relink import relink, runtime_names
 
 LAUNCH_FAILURE = 719
 DLPACK_CUDA = 2
@@ -88,7 +88,7 @@ class HostRuntime:
 
     def __init__(
         self,
-        libraries: tuple[ctypes.CDLL, ...],
+        library: ctypes.CDLL,
         launch: Callable,
         attribute: Callable[[int], int],
         notice: Callable[[object], None] = lambda tensor: None,
@@ -99,7 +99,7 @@ class HostRuntime:
         self._handles = itertools.count(0x1000, 16)
         self._launch = launch
         self.pending: BaseException | None = None
-        self._libraries = libraries
+        self._library = library
         self._callbacks = (
             _LOAD(self._guard(self._load)),
             _KERNEL(self._guard(self._find)),
@@ -108,12 +108,10 @@ class HostRuntime:
         )
 
     def connect(self) -> None:
-        for library in self._libraries:
-            library.host_runtime_connect(*self._callbacks)
+        self._library.host_runtime_connect(*self._callbacks)
 
     def disconnect(self) -> None:
-        for library in self._libraries:
-            library.host_runtime_connect(None, None, None, None)
+        self._library.host_runtime_connect(None, None, None, None)
 
     def raise_pending(self) -> None:
         """Raise what a launch raised, if anything."""
@@ -207,7 +205,7 @@ def device_tensor(tensor: object) -> object:
 
 
 def _device_argument(arg: object) -> object:
-    """An argument of a compiled function with every CPU tensor in it passed as a device tensor; tuples are tuples of arguments."""
+    """An argument of a compiled function: CPU tensors become device tensors, also inside tuples."""
     if isinstance(arg, tuple):
         return tuple(_device_argument(a) for a in arg)
     return device_tensor(arg) if hasattr(arg, "__dlpack__") else arg
@@ -261,6 +259,7 @@ def dsl_on_emulator(runtime: HostRuntime, library_path: str, arch: str, sms: int
             (utils, "HardwareInfo", hardware),
             (hardware_info, "HardwareInfo", hardware),
             *_compiler_patches(),
+            *_link_patches(library_path),
             *_call_patches(runtime),
             *_tensor_patches(runtime),
         ):
@@ -284,6 +283,26 @@ def _compiler_patches() -> list[tuple[object, str, object]]:
         return function
 
     return [(CompilerBackend, "compile", compile_and_remember)]
+
+
+def _link_patches(library_path: str) -> list[tuple[object, str, object]]:
+    """Functions that the DSL compiles inside the device call the emulator's runtime, whatever the process loaded."""
+    from cutlass._mlir._mlir_libs._cutlass_ir import _execution_engine
+    from cutlass.base_dsl.compiler import Compiler
+
+    library = ctypes.CDLL(library_path)
+    jit, binary_engine = Compiler.jit, _execution_engine.BinaryExecutionEngine
+
+    def jit_on_emulator(self, *args, **kwargs):
+        engine = jit(self, *args, **kwargs)
+        for name, ours in runtime_names().items():
+            engine.raw_register_runtime(name, ctypes.cast(getattr(library, ours), ctypes.c_void_p))
+        return engine
+
+    def relinked_engine(data, libraries, *args):
+        return binary_engine(relink(data), libraries, *args)
+
+    return [(Compiler, "jit", jit_on_emulator), (_execution_engine, "BinaryExecutionEngine", relinked_engine)]
 
 
 def _call_patches(runtime: HostRuntime) -> list[tuple[object, str, object]]:

@@ -127,16 +127,8 @@ def _compile(compiler: list[str], flags: tuple[str, ...], target: Path) -> None:
         base = [*compiler, *flags, f"-I{scratch}", f"-I{SOURCES}", "-c"]
         _run([[*base, str(p), "-o", o] for p, o in zip(sources, objects, strict=True)], compiler)
         output = str(Path(scratch) / "emulator.so")
-        plain = str(Path(scratch) / "plain.so")
-        runtime = [*compiler, *flags, "-DPLAIN_NAMES", "-shared", str(SOURCES / "host_runtime.c"), "-o", plain, "-ldl"]
-        _run([[*compiler, "-shared", *objects, "-o", output, "-lm", "-ldl"], runtime], compiler)
-        os.replace(plain, plain_names_path(target))
+        _run([[*compiler, "-shared", *objects, "-o", output, "-lm", "-ldl"]], compiler)
         os.replace(output, target)
-
-
-def plain_names_path(library: Path) -> Path:
-    """Beside the interpreter: the stand-in under the CUDA runtime's own names (see native/runtime_names.h)."""
-    return library.with_suffix(".plain.so")
 
 
 @lru_cache(maxsize=1)

@@ -7,13 +7,22 @@ of the string table at the end of the file, and only undefined symbols are point
 
 from __future__ import annotations
 
+import re
 import struct
+from functools import cache
+from pathlib import Path
 
 from .errors import EmulatorError
 
-_RUNTIME = (b"_cu", b"cuda_dialect_", b"CuteDSLRT_")
+_NAMES = Path(__file__).parent / "native" / "runtime_names.h"
 _SYMTAB = 2
 _SECTION = struct.Struct("<IIQQQQIIQQ")
+
+
+@cache
+def runtime_names() -> dict[str, str]:
+    """The CUDA runtime's functions that host code calls, and what the emulator calls its own."""
+    return dict(re.findall(r"^#define (\w+) (\w+)$", _NAMES.read_text(), re.M))
 
 
 def relink(data: bytes) -> bytes:
@@ -41,8 +50,9 @@ def _rename_undefined(data: bytearray, symbols: range, strings_header: int) -> N
     strings = bytearray(data[at : at + size])
     for symbol in symbols:
         name, _, _, section = struct.unpack_from("<IBBH", data, symbol)
-        if section == 0 and strings.startswith(_RUNTIME, name):
+        ours = runtime_names().get(strings[name : strings.index(b"\0", name)].decode())
+        if section == 0 and ours is not None:
             struct.pack_into("<I", data, symbol, len(strings))
-            strings += b"E" + strings[name + 1 : strings.index(b"\0", name) + 1]
+            strings += ours.encode() + b"\0"
     struct.pack_into("<QQ", data, strings_header + 24, len(data), len(strings))
     data += strings

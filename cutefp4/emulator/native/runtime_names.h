@@ -2,9 +2,7 @@
  *
  * The JIT opens runtime libraries for the whole process, where the first library that has a name serves everybody. So
  * the interpreter's library has names of its own, and relink.py changes the names in the objects that it loads: real
- * kernels and emulated ones then live in one process. Only functions that the DSL compiles and links by itself need the
- * plain names; they get a library of their own, built with PLAIN_NAMES. */
-#ifndef PLAIN_NAMES
+ * kernels and emulated ones then live in one process. relink.py reads this list too. */
 #define _cudaLibraryLoadData EcudaLibraryLoadData
 #define _cudaLibraryUnload EcudaLibraryUnload
 #define _cudaLibraryGetKernel EcudaLibraryGetKernel
@@ -27,4 +25,3 @@
 #define CuteDSLRT_TVMFFISetRaisedCudaLaunchError EuteDSLRT_TVMFFISetRaisedCudaLaunchError
 #define CuteDSLRT_GetErrorName EuteDSLRT_GetErrorName
 #define CuteDSLRT_GetErrorString EuteDSLRT_GetErrorString
-#endif
