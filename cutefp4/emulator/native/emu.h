@@ -291,7 +291,7 @@ struct Machine {
     AsyncQueue **queues;   /* all queues that exist */
     u32 n_queues, cap_queues;
     u32 n_ops;
-    u64 n_finished_hint;   /* Machine.events when finished CTAs were last looked for */
+    u64 retired_at;        /* Machine.events when finished CTAs were last looked for */
 };
 
 /* ---- operands ------------------------------------------------------------------------------------------------ */

@@ -148,9 +148,9 @@ int run_grid(Machine *m)
             if (!m->fatal) stuck(m, F_DEADLOCK, "no warp and no asynchronous operation can make progress");
             break;
         }
-        if (m->n_finished_hint != m->events) {
+        if (m->retired_at != m->events) {
             retire_clusters(m);
-            m->n_finished_hint = m->events;
+            m->retired_at = m->events;
         }
         if (m->time > m->progress && m->time - m->progress > m->launch->max_steps) {
             stuck(m, F_LIVELOCK, "warps spin without a store, an arrival or an asynchronous operation");
