@@ -39,15 +39,16 @@ enum SlotUse { SLOT_WGMMA_READ = 1, SLOT_WGMMA_ACC = 2, SLOT_LOADING = 4, SLOT_U
 
 /* A wgmma that was issued and whose group has not been waited for. */
 typedef struct PendingWgmma {
-    u64 group;
+    u64 group, number;  /* number: how many wgmma the warp had issued with this one */
     const Instr *ins;
-    Claim *claim[2];
+    Claim *claim[2];    /* NULL once some warp of the warpgroup has waited for it */
 } PendingWgmma;
 
 struct WarpEngine {
     AsyncQueue wgmma;      /* in order */
     AsyncQueue stores;     /* tcgen05.st that have not landed yet, in order */
     u64 wgmma_group;       /* open wgmma group, from 1 */
+    u64 issued, executed;  /* wgmma of this warp */
     u32 fenced;            /* wgmma.fence was executed at least once */
     u8 *slots;             /* enum SlotUse bits of each register slot */
     u32 n_in_flight;       /* wgmma that mark slots */

@@ -86,8 +86,8 @@ static int report_race(Machine *m, const Warp *w, const Instr *ins, u32 lane, co
     int writing = writes(c->access);
     return finding(m, w, ins, lane, writing ? F_RACE_ASYNC_WRITE : F_RACE_ASYNC_READ,
                    (u64)cta->rank << SMEM_RANK_SHIFT | off,
-                   "%s of %u bytes at shared offset 0x%x while the %s of PTX line %u may still %s them; wait for %s first",
-                   what, size, off, async_name(c->kind), c->line, writing ? "write" : "read", cure(c->kind));
+                   "%s of %u bytes at shared offset 0x%x while the %s of PTX line %u (warp %u) may still %s them; wait for %s first",
+                   what, size, off, async_name(c->kind), c->line, c->warp, writing ? "write" : "read", cure(c->kind));
 }
 
 /* Slow path of an access whose flags say that a claim may be near; clears stale flags. */
@@ -238,7 +238,8 @@ Claim *shadow_claim(Machine *m, AsyncOp *op, Cta *cta, const Segment *seg, u32 n
     Shadow *sh = cta->shadow;
     if (!sh || !m->launch->strict || !n) return NULL;
     Claim *c = malloc(sizeof *c + n * sizeof *seg);
-    *c = (Claim){.op = op, .cta = cta, .kind = op->kind, .line = op->ins ? op->ins->line : 0, .access = (u32)access, .n = n,
+    *c = (Claim){.op = op, .cta = cta, .kind = op->kind, .line = op->ins ? op->ins->line : 0,
+                 .warp = op->warp->index, .access = (u32)access, .n = n,
                  .lo = ~0u, .prev = sh->last};
     memcpy(c->seg, seg, n * sizeof *seg);
     for (u32 i = 0; i < n; i++) {

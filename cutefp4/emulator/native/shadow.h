@@ -23,7 +23,7 @@ typedef struct Claim {
     struct Claim *next, *prev;
     const AsyncOp *op; /* identity only: a claim may outlive its operation (until the commit that covers it) */
     Cta *cta;
-    u32 kind, line;    /* of the operation */
+    u32 kind, line, warp; /* of the operation */
     u32 access;        /* ACCESS_READ, ACCESS_WRITE, or ACCESS_ATOMIC for reductions, which do not race with each other */
     const Warp *waiter; /* bulk stores: whose wait_group tells that the reads are done; set when they are */
     u32 lane;

@@ -1,8 +1,9 @@
 /* wgmma: asynchronous warpgroup matrix products with register accumulators.
  *
  * Warp w of a warpgroup owns rows 16 (w % 4).. of the 64-row tile, so each warp computes its own part from its own
- * in-order queue. Operands and accumulators are read when the scheduler runs the operation, at the latest at
- * wait_group; until that wait the registers and the shared memory count as in flight.
+ * in-order queue, but not before all four warps have issued the instruction; and a wait is over when all four parts have
+ * run. Operands and accumulators are read when the scheduler runs the operation, at the latest at wait_group. Until a
+ * warp of the group has waited, the shared memory counts as being read; until the warp itself has, its registers do.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -49,8 +50,18 @@ static void read_a(const Machine *m, const AsyncOp *op, const Wgmma *t, double *
     operand_decode(&t->a_shape, raw, 0, a);
 }
 
+/* The warp at place i of w's warpgroup, or NULL if it is gone. */
+static Warp *group_warp(const Warp *w, u32 i) {
+    u32 index = (w->index & ~3u) + i;
+    return index < w->cta->n_warps && w->cta->warps[index].live ? &w->cta->warps[index] : NULL;
+}
+
 static int wgmma_step(Machine *m, AsyncOp *op) {
     const Wgmma *t = op->data;
+    for (u32 i = 0; i < 4; i++) {
+        const Warp *w = group_warp(op->warp, i);
+        if (w && w->engine->issued < op->u[0]) return ASYNC_WAIT;
+    }
     const i32 *args = arg_list(m, op->ins);
     u32 n = t->b_shape.rows, k = t->b_shape.k, mod = op->ins->mod, count = acc_count(op->ins);
     double a[16 * 32], c[16 * 256];
@@ -68,6 +79,7 @@ static int wgmma_step(Machine *m, AsyncOp *op) {
     else hopper_sum(16, (int)n, (int)k, a, a_type, b, b_type, c, (int)n, fp8 ? 13 : 25, MOD_ACC(mod) == ACC_F16 ? 53 : fp8 ? 14 : 24);
     scatter_acc(regs, MOD_ACC(mod), n, c, (mod & MOD_SATURATE) != 0);
     free(b);
+    op->warp->engine->executed++;
     event(m);
     return ASYNC_DONE;
 }
@@ -84,7 +96,21 @@ static void mark(const Machine *m, WarpEngine *e, const Instr *ins) {
     e->n_in_flight++;
 }
 
-/* Forgets operations of groups up to `group` and rebuilds the marks of the rest. */
+/* Shared-memory claims of the warpgroup's wgmma up to `number`: nobody reads those operands any more. */
+static void release_claims(Machine *m, const Warp *w, u64 number) {
+    for (u32 i = 0; i < 4; i++) {
+        const Warp *other = group_warp(w, i);
+        for (u32 k = 0; other && k < other->engine->n_pending; k++) {
+            PendingWgmma *p = &other->engine->pending[k];
+            if (p->number > number) break;
+            shadow_release(m, p->claim[0]);
+            shadow_release(m, p->claim[1]);
+            p->claim[0] = p->claim[1] = NULL;
+        }
+    }
+}
+
+/* Forgets operations of groups up to `group` and rebuilds the register marks of the rest. */
 static void retire(Machine *m, Warp *w, u64 group) {
     WarpEngine *e = w->engine;
     u32 kept = 0;
@@ -92,14 +118,9 @@ static void retire(Machine *m, Warp *w, u64 group) {
     for (u32 s = 0; s < m->program->n_slots; s++) e->slots[s] &= (u8) ~(SLOT_WGMMA_ACC | SLOT_WGMMA_READ);
     e->n_in_flight = 0;
     for (u32 i = 0; i < e->n_pending; i++) {
-        PendingWgmma *p = &e->pending[i];
-        if (p->group > group) {
-            mark(m, e, p->ins);
-            e->pending[kept++] = *p;
-            continue;
-        }
-        shadow_release(m, p->claim[0]);
-        shadow_release(m, p->claim[1]);
+        if (e->pending[i].group <= group) continue;
+        mark(m, e, e->pending[i].ins);
+        e->pending[kept++] = e->pending[i];
     }
     e->n_pending = kept;
 }
@@ -188,7 +209,9 @@ int op_WGMMA(Machine *m, Warp *w, const Instr *ins, u32 mask) {
         e->cap_pending = e->cap_pending ? 2 * e->cap_pending : 32;
         e->pending = realloc(e->pending, e->cap_pending * sizeof *e->pending);
     }
-    e->pending[e->n_pending++] = (PendingWgmma){e->wgmma_group, ins, {t->claim[0], t->claim[1]}};
+    op->u[0] = ++e->issued;
+    e->pending[e->n_pending++] = (PendingWgmma){e->wgmma_group, e->issued, ins, {t->claim[0], t->claim[1]}};
+    event(m); /* the other warps' parts may run now */
     mark(m, e, ins);
     if (w->index % 4 == 0) {
         m->counters[C_MMA_INSTRUCTIONS]++;
@@ -219,13 +242,17 @@ int op_WGMMA_WAIT(Machine *m, Warp *w, const Instr *ins, u32 mask) {
     if (mask != w->live) return EX_SYNC;
     WarpEngine *e = w->engine;
     if (e->wgmma_group <= ins->imm + 1) return EX_NEXT;
-    u64 group = e->wgmma_group - 1 - ins->imm;
-    if (e->wgmma.head && e->wgmma.head->group <= group) {
-        w->wait_what = "wgmma.wait_group";
-        w->wait_addr = 0;
+    u64 group = e->wgmma_group - 1 - ins->imm, number = 0;
+    for (u32 i = 0; i < e->n_pending && e->pending[i].group <= group; i++) number = e->pending[i].number;
+    for (u32 i = 0; i < 4; i++) {
+        const Warp *other = group_warp(w, i);
+        if (!other || other->engine->executed >= number) continue;
+        w->wait_what = "wgmma.wait_group: all four warps of the warpgroup to issue, and the products to run; warp";
+        w->wait_addr = other->index;
         w->wait_arg = ins->imm;
         return EX_BLOCK;
     }
+    release_claims(m, w, number);
     retire(m, w, group);
     return EX_NEXT;
 }
