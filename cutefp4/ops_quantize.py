@@ -17,6 +17,7 @@ from functools import cache
 import torch
 
 from cutefp4 import compile as kernel_cache
+from cutefp4.errors import OperandError
 from cutefp4.format import BLOCK
 from cutefp4.launch import Operator, arch_of, sm_count, target
 from cutefp4.operand import Nvfp4GroupedOperand, Nvfp4Operand
@@ -38,6 +39,8 @@ from cutefp4.scale_layout import grouped_k_bound, grouped_rows_bound, round_up, 
 _FIELDS = tuple(QuantRecipe.__dataclass_fields__)
 _DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
 _INT64 = 1 << 64
+MAX_ROWS = 65535 * 128
+"""Rows of a matrix: the second dimension of a launch counts tiles of 128 rows."""
 
 
 def recipe_text(recipe: QuantRecipe) -> str:
@@ -412,6 +415,7 @@ def quantize(
 ) -> tuple[Nvfp4Operand | None, Nvfp4Operand | None]:
     """Quantise on the device that holds x; arguments and results are those of `cutefp4.reference.quantize`."""
     batch, (m, n), layout = tuple(x.shape[:-2]), x.shape[-2:], recipe.scale_layout
+    _check_rows(m)
     random = _random_state(x, recipe, seed, offset)
     row = _allocate(x, batch, m, n, layout) if rowwise else None
     column = _allocate(x, batch, n, m, layout) if columnwise else None
@@ -424,6 +428,11 @@ def quantize(
         make_operand(recipe, row, amaxes[0]) if rowwise else None,
         make_operand(recipe, column, amaxes[1], rht) if columnwise else None,
     )
+
+
+def _check_rows(rows: int) -> None:
+    if rows > MAX_ROWS:
+        raise OperandError(f"x with {rows} rows", f"at most {MAX_ROWS}", "quantise it in parts")
 
 
 def _quantize_batch(x, recipe: QuantRecipe, given: tuple, random, row: _Copy | None, column: _Copy | None):
@@ -465,6 +474,7 @@ def quantize_grouped(
     if x.stride(1) != 1:
         x = x.contiguous()
     (total, n), groups, device = x.shape, offs.numel(), x.device
+    _check_rows(total + 128 * groups)
     offs = offs.contiguous()
     tiled = recipe.scale_layout == "tiled"
     if amax is not None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from cutefp4 import ops_quantize, reference
+from cutefp4.errors import OperandError
 from cutefp4.recipe import QuantRecipe
 from tests import cases
 from tests.compare import assert_same_bits, assert_same_operand
@@ -102,3 +103,11 @@ def test_dequantize(machine, recipe):
             for dtype in (torch.bfloat16, torch.float16, torch.float32):
                 got = ops_quantize.dequantize(operand, dtype)
                 assert_same_bits(got, reference.dequantize(operand, dtype), f"values of {operand}")
+
+
+def test_too_many_rows_is_an_error_before_launch():
+    x = torch.zeros(1, 16, dtype=torch.bfloat16).expand(ops_quantize.MAX_ROWS + 1, 16)
+    with pytest.raises(OperandError, match="at most 8388480"):
+        ops_quantize.quantize(x, TE)
+    with pytest.raises(OperandError, match="quantise it in parts"):
+        ops_quantize.quantize_grouped(x, cases.end_offsets([5]), TOKEN)
