@@ -185,6 +185,9 @@ def run_workers(out: Path, count: int, processes: int = 6) -> list[str]:
 def make(out: Path) -> int:
     out.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp())
+    if start_worker(0, 0, work).wait():
+        print("make needs a Hopper GPU, its driver and cuda-bindings", file=sys.stderr)
+        return 2
     listed = list(every_kernel().values())
     failures = run_workers(work, len(listed))
     small, raw, refused = {}, {}, []
