@@ -1,4 +1,4 @@
-"""Cubins of every Blackwell configuration that the heuristic ships: no spills, budgets kept; and what the kernel moves."""
+"""Cubins of every Blackwell configuration that the heuristic ships: no spills, budgets kept, bytes counted."""
 
 from __future__ import annotations
 
