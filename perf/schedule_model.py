@@ -1,10 +1,10 @@
-"""What the Blackwell GEMM should take on a B200: a model, its inputs counted in the emulator. Every time here is a PREDICTION.
+"""What the Blackwell GEMM should take on a B200: a model, inputs counted in the emulator. All times are PREDICTIONS.
 
     python -m perf.schedule_model              all parts
     python -m perf.schedule_model --validate   only: the same method against measurements on an H200
 
-1. Counts. The kernel runs in the emulator (one and two tiles); bytes by TMA, products, and instructions per column of the
-   epilogue warps are compared with what the model assumes.
+1. Counts. The kernel runs in the emulator (one and two tiles); bytes by TMA, products, and instructions per column of
+   the epilogue warps are compared with what the model assumes.
 2. Predictions for the shapes below, with the configuration that `cutefp4.heuristics.sm100` chooses, the limiter, and
    published figures where there are some: best public NVFP4 GEMM 6.1 of 9 PFLOP/s at 8192^3 (published, not by us).
 3. Validation of the method. Clocks per stage = the slowest resource, times stages, times waves, plus a fixed time: the
@@ -103,8 +103,8 @@ def predict() -> None:
         text = f"{c.tile_m}x{c.tile_n} cluster {c.cluster_m}x{c.cluster_n} stages {c.stages}"
         text += (" swapped" if c.swap_ab else "") + (f" splits {c.splits}" if c.splits > 1 else "")
         print(
-            f"   {f'{m}, {n}, {k}':<20} {e.us:>7.1f} {2e-9 * m * n * k / e.us:>8.3f} {e.mma_share:>8.1%} {e.hbm_share:>7.1%} "
-            f"{e.limiter:>9} {e.waves:>6} {e.epilogue / (stages * e.stage['mma']):>13.2f}  {text}  "
+            f"   {f'{m}, {n}, {k}':<20} {e.us:>7.1f} {2e-9 * m * n * k / e.us:>8.3f} {e.mma_share:>8.1%} "
+            f"{e.hbm_share:>7.1%} {e.limiter:>9} {e.waves:>6} {e.epilogue / (stages * e.stage['mma']):>13.2f}  {text}  "
             f"{PUBLISHED.get((m, n, k), '')}"
         )
     best = sm100.choose(sm100.GemmShape(8192, 8192, 8192), sm100.B200.sms)
@@ -124,9 +124,8 @@ def validate() -> None:
             shape = sm90.GemmShape(row["m"], row["n"], row["k"], activations="bfloat16" if a16 else "nvfp4")
             us = sm90.estimate(sm90.choose(shape), shape) / (H200_CLOCK * 1e3) + sm100.B200.launch
             errors.append(us / row["median_us"] - 1)
-            print(
-                f"   {row['case']:<34} predicted {us:>8.1f} us, measured {row['median_us']:>8.1f} us, {errors[-1]:>+7.1%}"
-            )
+            measured = f"measured {row['median_us']:>8.1f} us, {errors[-1]:>+7.1%}"
+            print(f"   {row['case']:<34} predicted {us:>8.1f} us, {measured}")
     if errors:
         sizes = [abs(e) for e in errors]
         print(f"   error: median {statistics.median(sizes):.1%}, largest {max(sizes):.1%} of {len(sizes)} cases")

@@ -52,8 +52,8 @@ class Machine:
 
 B200 = Machine()
 MAX_STAGES = 8
-EPILOGUE_SLOTS = 4.7
-"""Instructions per column of D of an epilogue warp, default tree, bf16 D: counted by perf/schedule_model.py."""
+EPILOGUE_SLOTS = 4.1
+"""Instructions per column of an epilogue warp, default tree, besides storing: counted by perf/schedule_model.py."""
 EPILOGUE_PANEL = 150
 """Clocks of a panel of 64 columns that nothing hides: two reads of tensor memory, and the store's fences."""
 
