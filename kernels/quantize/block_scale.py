@@ -71,7 +71,7 @@ def outer_of(amax: Float32, arithmetic: str, e4m3_max: int) -> Outer:
 
 
 def _newton_reciprocal(p: Float32) -> Float32:
-    """fl(1 / p) for p in 2^-124 .. 2^125; Inf or NaN for 0."""
+    """fl(1 / p) for p in 2^-124 .. 2^126 (448 * S_dec stays below); Inf or NaN for 0."""
     text = (
         "{ .reg .f32 r, e; rcp.approx.ftz.f32 r, $1; neg.f32 e, $1; "
         "fma.rn.f32 e, e, r, 0f3F800000; fma.rn.f32 $0, r, e, r; }"
