@@ -214,3 +214,12 @@ def test_illegal_plans_say_why():
             Sm100GemmPlan("sm_100a", config, tree, "bfloat16", store)
     with pytest.raises(CompileError, match="tcgen05"):
         Sm100GemmPlan("sm_90a", Sm100Config(), tree)
+
+
+def test_same_bits_as_the_hopper_kernel():
+    """Two machines, two kernels, one contract: equal wherever the sums are exact."""
+    a, b = operand(72, 320, 5), operand(136, 320, 6)
+    bias = torch.linspace(-2, 2, 136)
+    blackwell, hopper = (public(a, b, arch=arch, bias=bias, activation="relu") for arch in ("sm_100a", "sm_90a"))
+    assert torch.equal(blackwell, hopper)
+    assert torch.equal(blackwell, cutefp4.gemm(a, b, bias=bias, activation="relu", backend="reference"))
