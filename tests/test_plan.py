@@ -15,9 +15,8 @@ import pytest
 
 from cutefp4.errors import CompileError
 from cutefp4.plan import Plan, from_json, to_json
+from cutefp4.quant_plan import DequantizePlan
 from tests.tiny_kernel import TinyPlan
-
-ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -74,11 +73,10 @@ def test_equal_fields_are_the_same_key_in_every_process():
     plan = RichPlan("sm_90a", tile=(64, 64))
     assert plan == RichPlan("sm_90a", tile=(64, 64))
     assert {plan: "found"}[RichPlan("sm_90a", tile=(64, 64))] == "found"
-    script = "from tests.test_plan import RichPlan; p = RichPlan('sm_90a', tile=(64, 64)); print(p.key, hash(p))"
-    answer = subprocess.run(
-        [sys.executable, "-c", script], cwd=Path(__file__).parents[1], capture_output=True, text=True
-    )
-    assert answer.stdout.split() == [plan.key, str(hash(plan))], answer.stderr
+    ours = DequantizePlan("sm_90a", "bfloat16", "tensor", "tiled", 448)
+    script = "from cutefp4.quant_plan import DequantizePlan as P; p = P('sm_90a', 'bfloat16', 'tensor', 'tiled', 448)"
+    answer = subprocess.run([sys.executable, "-c", f"{script}; print(p.key, hash(p))"], capture_output=True, text=True)
+    assert answer.stdout.split() == [ours.key, str(hash(ours))], answer.stderr
     assert pickle.loads(pickle.dumps(plan)) == plan
 
 
