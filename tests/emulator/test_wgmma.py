@@ -111,3 +111,16 @@ def test_a_from_registers():
 
 def test_a_registers_overwritten_in_flight():
     assert "WGMMA_IN_FLIGHT" in kinds(A_REGISTERS.replace(COMMIT, COMMIT + "  mov.b32 %r2, 0;\n"))
+
+
+def test_a_product_needs_all_four_warps():
+    """One warp waits at a barrier for the others, which wait for the product that this warp has not issued."""
+    fence = "  wgmma.fence.sync.aligned;\n"
+    text = KERNEL.replace(
+        fence, "  shr.u32 %t, %i, 5; setp.eq.u32 %p, %t, 3;\n  @%p bar.sync 1, 128;\n  setp.eq.u32 %p, 0, 0;\n" + fence
+    )
+    text = text.replace(
+        "  wgmma.wait_group.sync.aligned 0;\n",
+        "  wgmma.wait_group.sync.aligned 0;\n  @!%p bar.sync 1, 128;\n  bar.arrive 1, 128;\n",
+    )
+    assert kinds(text) == {"DEADLOCK"}
