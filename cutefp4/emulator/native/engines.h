@@ -81,7 +81,7 @@ void tmem_drop(Cta *cta, const void *owner);
 AsyncOp *tcgen05_push(Machine *m, Warp *w, const Instr *ins, u32 lane, u32 cta_group, AsyncStep step);
 int tcgen05_finish(Machine *m, AsyncOp *op);
 /* Claims of an operation that ran stay until a commit behind it has run. */
-void tcgen05_retire(Cta *leader, u32 cta_group, const AsyncOp *op, Claim *claim);
+void tcgen05_retire(Cta *leader, Claim *claim);
 void tcgen05_executed(Cta *leader, u32 cta_group, const AsyncOp *op);
 
 /* operands.c: matrix operands in shared memory. Claim: bounds and races; 0 after a fatal finding. */

@@ -223,7 +223,7 @@ static int mma_step(Machine *m, AsyncOp *op) {
         compute(t, ctas[i], i, b);
         ctas[i]->pending_ops--;
     }
-    for (int i = 0; i < 4; i++) tcgen05_retire(op->cta, t->cta_group, op, t->claim[i]);
+    for (int i = 0; i < 4; i++) tcgen05_retire(op->cta, t->claim[i]);
     tcgen05_executed(op->cta, t->cta_group, op);
     return tcgen05_finish(m, op);
 }

@@ -24,9 +24,7 @@ int tcgen05_finish(Machine *m, AsyncOp *op) {
 
 /* ---- claims of executed operations ------------------------------------------------------------------------------- */
 
-void tcgen05_retire(Cta *leader, u32 cta_group, const AsyncOp *op, Claim *claim) {
-    (void)cta_group;
-    (void)op;
+void tcgen05_retire(Cta *leader, Claim *claim) {
     CtaEngine *e = leader->engine;
     if (!claim) return;
     if (e->n_retired == e->cap_retired) {
@@ -153,7 +151,7 @@ static int cp_step(Machine *m, AsyncOp *op) {
     for (u32 i = 0; i < c->cta_group; i++) {
         Cta *cta = op->cta->cluster->ctas[op->cta->rank + i];
         cp_write(c, cta);
-        tcgen05_retire(op->cta, c->cta_group, op, c->claim[i]);
+        tcgen05_retire(op->cta, c->claim[i]);
         cta->pending_ops--;
     }
     tcgen05_executed(op->cta, c->cta_group, op);
