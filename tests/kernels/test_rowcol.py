@@ -54,8 +54,9 @@ def test_two_dimensional_blocks_rowwise_alone(machine):
 
 
 @on_machines
-@pytest.mark.parametrize("kind", ["bf16", "fp32"])
-@pytest.mark.parametrize("recipe", [TE, TOKEN, TE.replace(rounding="stochastic")], ids=QuantRecipe.describe)
+@pytest.mark.parametrize(
+    ("kind", "recipe"), [("bf16", TE), ("fp32", TOKEN), ("bf16", TE.replace(rounding="stochastic"))], ids=str
+)
 def test_hadamard(machine, kind, recipe):
     for mask in (0xD7E8, 0xACE1, 0):
         masked = recipe.replace(rht=kind, rht_sign_mask=mask)
