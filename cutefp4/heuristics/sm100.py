@@ -52,7 +52,7 @@ class Machine:
 
 B200 = Machine()
 MAX_STAGES = 8
-EPILOGUE_SLOTS = 4.1
+EPILOGUE_SLOTS = 2.95
 """Instructions per column of an epilogue warp, default tree, besides storing: counted by perf/schedule_model.py."""
 EPILOGUE_PANEL = 150
 """Clocks of a panel of 64 columns that nothing hides: two reads of tensor memory, and the store's fences."""

@@ -16,10 +16,10 @@ from ..common.device_struct import DeviceStruct
 from ..common.ptx import atomic_umax, warp_umax
 from ..epilogue import math
 from ..epilogue.sinks import element_pointer, store_values
-from ..epilogue.tree import evaluate
 from . import tcgen05
 from .epilogue_load import TileLoads
 from .mma import acc_column
+from .packed import evaluate_pair
 from .split_k import SplitSum
 from .store import WarpStore, buffer_columns
 
@@ -155,30 +155,30 @@ class TmemEpilogue(DeviceStruct):
         column = first + offset + g
         along_n = self.loads.column_values(offset + g, GROUP)
         tiles = self.loads.tile_values(row, column, l, GROUP, self.plan.store == "tma")
-        elements = [self._element(acc[j], j, loaded, along_n, tiles) for j in range(GROUP)]
-        self._run_sinks(elements, row, column, l)
+        pairs = [self._pair(acc[j : j + 2], j, loaded, along_n, tiles) for j in range(0, GROUP, 2)]
+        self._run_sinks(pairs, row, column, l)
         out = self.tree.out
         if isinstance(out, nodes.SwigluPair):
-            pairs = [(elements[j](out.x), elements[j + 1](out.x)) for j in range(0, GROUP, 2)]
-            return [math.mul(math.silu(gate), up) for gate, up in pairs]
-        return [element(out) for element in elements]
+            return [math.mul(math.silu(gate), up) for gate, up in (pair(out.x) for pair in pairs)]
+        return [value for pair in pairs for value in pair(out)]
 
-    def _element(self, acc: Float32, j: int, loaded: dict, along_n: dict, tiles: dict):
-        """A function that evaluates a node for one element, each node once."""
+    def _pair(self, acc: tuple, j: int, loaded: dict, along_n: dict, tiles: dict):
+        """A function that evaluates a node for columns j and j + 1, each node once."""
         memo: dict = {}
 
         def leaf_value(leaf):
             if isinstance(leaf, nodes.Accumulator):
                 return acc
-            if isinstance(leaf, nodes.Column):
-                return along_n[leaf.name][j]
-            return tiles[leaf.name][j] if isinstance(leaf, nodes.Tile) else loaded[leaf.name]
+            if isinstance(leaf, (nodes.Column, nodes.Tile)):
+                values = along_n if isinstance(leaf, nodes.Column) else tiles
+                return tuple(values[leaf.name][j : j + 2])
+            return loaded[leaf.name], loaded[leaf.name]
 
-        return lambda node: evaluate(node, leaf_value, memo)
+        return lambda node: evaluate_pair(node, leaf_value, memo)
 
-    def _run_sinks(self, elements: list, row: Int32, column: Int32, l: Int32) -> None:
+    def _run_sinks(self, pairs: list, row: Int32, column: Int32, l: Int32) -> None:
         for sink in self.tree.sinks:
-            values = [element(sink.value) for element in elements]
+            values = [value for pair in pairs for value in pair(sink.value)]
             if isinstance(sink, nodes.Store):
                 self._store_elements(self.tensors[sink.name], values, row, column, l)
                 continue
