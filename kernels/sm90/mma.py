@@ -85,10 +85,6 @@ def mainloop(
                 ahead = reader.load(
                     stage, size, scale_offset, (part + 1) % config.m_atoms, (part + 1) // config.m_atoms
                 )
-            if cutlass.const_expr(part == max(parts - 2, 0)):
-                cute.arch.sync_warp()
-                if lane == 0:
-                    load_ring.arrive_empty(stage)
             multipliers = fmt.multipliers(scale_bytes[0] | (scale_bytes[1] << Uint32(8)))
             for i in cutlass.range_constexpr(per_part):
                 group = part * per_part + i
@@ -105,6 +101,13 @@ def mainloop(
                 if cutlass.const_expr(group == 0):
                     mma_ring.wait_full(mma_state)
                 mma.issue(m, STEPS * q + step, buffer, mma_state.index)
+            if cutlass.const_expr(part == parts - 1):
+                # Only now that every packed word has been decoded. Releasing the stage right behind the last loads was
+                # legal PTX and raced on an H200: ptxas puts SYNCS.ARRIVE behind LDS whose data are still in flight, and
+                # with W4A16 under stream-K 3 of 200 runs read bytes of the next stage.
+                cute.arch.sync_warp()
+                if lane == 0:
+                    load_ring.arrive_empty(stage)
         previous = mma_state.index
         load_state.advance()
         mma_state.advance()
