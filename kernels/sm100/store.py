@@ -79,8 +79,8 @@ class WarpStore(DeviceStruct):
         """Store a filled buffer; TMA drops what lies outside D."""
         cute.arch.fence_view_async_shared()
         cute.arch.sync_warp()
-        # cute.copy elects a thread for TMA loads, not for stores: in PTX every lane would store the box. (ptxas makes one
-        # uniform instruction of that on sm_90a, but nothing promises it.)
+        # cute.copy elects a thread for TMA loads, not for stores: in PTX every lane would store the box. (On sm_90a
+        # ptxas makes one uniform instruction of that, but nothing promises it.)
         with cute.arch.elect_one():
             cute.copy(self.atom, self.smem[(None, buffer)], self.gmem[(None, row_tile, column_tile, l)])
             cute.arch.cp_async_bulk_commit_group()
