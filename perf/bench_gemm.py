@@ -112,7 +112,8 @@ class Problem:
         else:
             self.a = self.a16 = fill((case.m, case.k), "normal", dtype=torch.bfloat16, device="cuda", seed=1)
         out = torch.float32 if case.epilogue == "wgrad" else torch.bfloat16
-        self.d = torch.empty(case.m, case.n, dtype=out, device="cuda")
+        # wgrad adds to what D holds; everything else must overwrite the NaN.
+        self.d = torch.full((case.m, case.n), 0.0 if case.epilogue == "wgrad" else torch.nan, dtype=out, device="cuda")
         self.d16 = torch.empty(case.m, case.n, dtype=torch.bfloat16, device="cuda")
         self.bias = fill((case.n,), "normal", dtype=torch.bfloat16, device="cuda", seed=3)
         self.c = fill((case.m, case.n), "normal", dtype=out, device="cuda", seed=4)

@@ -1,6 +1,5 @@
 """Every mistake is refused before anything runs, with what was given, what is accepted and what to do."""
 
-
 import pytest
 import torch
 
