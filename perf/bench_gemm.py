@@ -291,7 +291,7 @@ def main() -> None:
     parser.add_argument("--sweep", action="store_true", help="time the heuristic's candidates")
     parser.add_argument("--only", default="", help="regular expression that a case's name must contain")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--stem", default="perf/results/gemm_sm90")
+    parser.add_argument("--out", default="perf/results/gemm_sm90")
     arguments = parser.parse_args()
     table = Table()
     cases = [case for suite in arguments.suites for case in SUITES[suite] if re.search(arguments.only, case.name)]
@@ -300,7 +300,7 @@ def main() -> None:
         warmup([plan for plan in plans if plan is not None])
     for case in cases:
         run_case(case, table, arguments.sweep, arguments.rounds)
-        table.write(arguments.stem + ("_sweep" if arguments.sweep else ""))
+        table.write(arguments.out + ("_sweep" if arguments.sweep else ""))
 
 
 if __name__ == "__main__":
