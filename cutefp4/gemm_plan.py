@@ -7,7 +7,26 @@ from typing import ClassVar
 
 from cutefp4.config import Sm90Config, Sm90Operand
 from cutefp4.epilogue import Epilogue
+from cutefp4.errors import UnsupportedError
 from cutefp4.plan import Plan
+
+INDEX_LIMIT = 2**31
+"""Kernels compute element offsets of D, and byte offsets of an operand's codes, in 32 bits."""
+
+
+def check_index_range(m: int, n: int, k: int, batch: int) -> None:
+    """Refuse a product (batch, m, n) over k whose matrices a 32-bit offset cannot address.
+
+    Raises:
+        UnsupportedError: D has 2^31 elements or more, or an operand's codes 2^31 bytes or more.
+    """
+    largest = max(m * n, m * k // 2, n * k // 2) * batch
+    if largest >= INDEX_LIMIT:
+        raise UnsupportedError(
+            f"a product of batch {batch}, M = {m}, N = {n}, K = {k}",
+            "D of fewer than 2^31 elements, and codes of fewer than 2^31 bytes an operand",
+            "split the batch, or the rows of A",
+        )
 
 
 @dataclass(frozen=True)

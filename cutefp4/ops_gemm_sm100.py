@@ -20,6 +20,7 @@ from cutefp4.config_sm100 import CTA_ROWS, EPILOGUE_WARPS, TILE_K, Sm100Config, 
 from cutefp4.epilogue import Epilogue, default_epilogue
 from cutefp4.errors import UnsupportedError
 from cutefp4.format import gemm_constant
+from cutefp4.gemm_plan import check_index_range
 from cutefp4.gemm_plan_sm100 import Sm100GemmPlan
 from cutefp4.heuristics import sm100
 from cutefp4.launch import Operator, arch_of, sm_count, target
@@ -76,7 +77,12 @@ class PlannedGemm:
 
 
 def make_plan(request: GemmRequest, arch: str, sms: int) -> PlannedGemm:
-    """The plan of a request."""
+    """The plan of a request.
+
+    Raises:
+        UnsupportedError: the matrices are too large.
+    """
+    check_index_range(request.m, request.n, request.k, request.batch)
     tree = tree_of(request.tree)
     c_bytes = sum(_BYTES[leaf.dtype] for leaf in tree.leaves() if leaf.name == "c")
     shape = sm100.GemmShape(

@@ -22,7 +22,7 @@ from cutefp4.config import K_BLOCK, sm90_budget_table
 from cutefp4.epilogue import Epilogue, default_epilogue
 from cutefp4.errors import OperandError, UnsupportedError
 from cutefp4.format import BLOCK, gemm_constant, numerator
-from cutefp4.gemm_plan import Sm90GemmPlan
+from cutefp4.gemm_plan import Sm90GemmPlan, check_index_range
 from cutefp4.heuristics import sm90
 from cutefp4.launch import Operator, arch_of, sm_count, target
 from cutefp4.operand import Nvfp4Operand
@@ -72,10 +72,11 @@ def make_plan(request: GemmRequest, arch: str, sms: int) -> Sm90GemmPlan:
     """The plan of a request.
 
     Raises:
-        UnsupportedError: there is no dense GEMM kernel for this architecture here.
+        UnsupportedError: there is no dense GEMM kernel for this architecture here, or the matrices are too large.
     """
     if arch != "sm_90a":
         raise UnsupportedError(f"the Hopper GEMM for {arch}", "sm_90a", "use the backend of this device")
+    check_index_range(request.m, request.n, request.k, request.batch)
     config = sm90.choose(request.shape(), sms, request.batch_invariant)
     store = request.store()
     if config.swap_ab and store == "pairs":

@@ -1,0 +1,26 @@
+"""Limits that hold for the GEMM of every architecture."""
+
+import pytest
+
+from cutefp4 import ops_gemm_sm90, ops_gemm_sm100
+from cutefp4.errors import UnsupportedError
+from cutefp4.gemm_plan import check_index_range
+
+LARGEST = [(46340, 46340, 64, 1), (65536, 64, 65472, 1), (1024, 1024, 64, 2047)]
+TOO_LARGE = [(65536, 32768, 64, 1), (64, 65536, 65536, 1), (65536, 64, 65536, 1), (1024, 1024, 64, 2048)]
+
+
+@pytest.mark.parametrize("m, n, k, batch", LARGEST)
+def test_offsets_that_fit_are_served(m, n, k, batch):
+    check_index_range(m, n, k, batch)
+
+
+@pytest.mark.parametrize("m, n, k, batch", TOO_LARGE)
+def test_offsets_beyond_32_bits_are_refused(m, n, k, batch):
+    tree = ops_gemm_sm90.default_epilogue(1.0, "row", "column")
+    hopper = ops_gemm_sm90.GemmRequest(m, n, k, batch, "bfloat16", "nvfp4", "tiled", "tiled", tree)
+    blackwell = ops_gemm_sm100.GemmRequest(m, n, k, batch, "bfloat16", "448;448;row;column;None;None;None;1.0")
+    with pytest.raises(UnsupportedError, match=f"M = {m}.*accepted: .*2\\^31.*to fix: split"):
+        ops_gemm_sm90.make_plan(hopper, "sm_90a", 132)
+    with pytest.raises(UnsupportedError, match=f"M = {m}"):
+        ops_gemm_sm100.make_plan(blackwell, "sm_100a", 148)
