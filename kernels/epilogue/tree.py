@@ -1,6 +1,6 @@
 """Device code of the expression nodes: one element of the tree at a time, at trace time.
 
-`Values` answers what a leaf is for the current element; `evaluate` walks the tree and remembers what it has computed,
+`evaluate` walks the tree, asks its caller what a leaf is for the current element, and remembers what it has computed,
 so that a node that is used twice is computed once.
 """
 
