@@ -17,7 +17,9 @@ Tensor memory, 512 columns of 128 lanes x 4 bytes; a CTA's accumulator takes til
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, replace
+from itertools import product
 
 SCALE_BLOCK = 64
 """Elements of K of one tcgen05.mma (32 bytes), and of one 128x4 scale tile."""
@@ -38,8 +40,10 @@ STORE_BUFFERS = 2
 STORE_BUFFER_BYTES = 32 * 128
 """Per epilogue warp: 32 rows of 128 bytes."""
 EPILOGUE_WARPS = 4
-TILE_NS = (64, 128, 192, 256)
+TILE_MS, TILE_NS = (128, 256), (64, 128, 192, 256)
+CLUSTER_SIDES = (1, 2, 4)
 MAX_SPLITS = 16
+SCHEDULERS = ("static",)
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ class Sm100Config:
         raster_group: cluster tiles along M that neighbouring clusters share a B tile over (L2 reuse).
         swap_ab: the kernel's A is the GEMM's B, and D is written transposed (small M: the weight fills the 128 rows).
         splits: CTAs that share the K of one tile of D; their partial sums are added in a fixed order.
+        scheduler: who says what a cluster works on next: "static" (every nth tile of a persistent grid).
     """
 
     tile_m: int = 128
@@ -86,6 +91,7 @@ class Sm100Config:
     raster_group: int = 8
     swap_ab: bool = False
     splits: int = 1
+    scheduler: str = "static"
 
     @property
     def cta_group(self) -> int:
@@ -217,10 +223,10 @@ def sm100_problems(config: Sm100Config, column_vectors: int = 2) -> list[str]:
     """Why a configuration cannot run; [] if it can."""
     c = config
     shape = [
-        (c.tile_m in (128, 256), f"tile_m={c.tile_m}: 128 (one CTA) or 256 (two CTAs)"),
+        (c.tile_m in TILE_MS, f"tile_m={c.tile_m}: 128 (one CTA) or 256 (two CTAs)"),
         (c.tile_n in TILE_NS, f"tile_n={c.tile_n}: one of {TILE_NS} (scales lie in tensor memory by 64 rows)"),
-        (c.cluster_m in (1, 2, 4), f"cluster_m={c.cluster_m}: 1, 2 or 4 (scales of a stage are sliced by 4)"),
-        (c.cluster_n in (1, 2, 4), f"cluster_n={c.cluster_n}: 1, 2 or 4 (scales of a stage are sliced by 4)"),
+        (c.cluster_m in CLUSTER_SIDES, f"cluster_m={c.cluster_m}: 1, 2 or 4 (scales of a stage are sliced by 4)"),
+        (c.cluster_n in CLUSTER_SIDES, f"cluster_n={c.cluster_n}: 1, 2 or 4 (scales of a stage are sliced by 4)"),
         (c.stages >= 2, f"stages={c.stages}: at least 2, or loads never overlap MMAs"),
         (c.raster_group >= 1, f"raster_group={c.raster_group}: at least 1"),
         (1 <= c.splits <= MAX_SPLITS, f"splits={c.splits}: 1 to {MAX_SPLITS}"),
@@ -228,6 +234,7 @@ def sm100_problems(config: Sm100Config, column_vectors: int = 2) -> list[str]:
             c.splits == 1 or c.cluster_size == 1,
             f"splits={c.splits} in a cluster of {c.cluster_size}: only single CTAs",
         ),
+        (c.scheduler in SCHEDULERS, f"scheduler={c.scheduler!r}: one of {SCHEDULERS}"),
     ]
     problems = [reason for good, reason in shape if not good]
     if problems:
@@ -246,6 +253,26 @@ def sm100_problems(config: Sm100Config, column_vectors: int = 2) -> list[str]:
         (tmem.used <= TMEM_COLUMNS, f"tile_n={c.tile_n} needs {tmem.used} tensor-memory columns of {TMEM_COLUMNS}"),
     ]
     return [reason for good, reason in budgets if not good]
+
+
+def legal_configs(
+    column_vectors: int = 2, splits: Iterable[int] = range(1, MAX_SPLITS + 1), stages: Iterable[int] | None = None
+) -> Iterator[Sm100Config]:
+    """Every configuration that `sm100_problems` accepts, but for `raster_group`, which only orders the tiles.
+
+    Args:
+        column_vectors: vectors along N that the epilogue reads.
+        splits, stages: the numbers to try; None: every number of stages.
+    """
+    splits, stages = tuple(splits), None if stages is None else tuple(stages)
+    shapes = product(TILE_MS, TILE_NS, CLUSTER_SIDES, CLUSTER_SIDES, (False, True), splits, SCHEDULERS)
+    for tile_m, tile_n, cluster_m, cluster_n, swap_ab, split, scheduler in shapes:
+        shape = Sm100Config(tile_m, tile_n, cluster_m, cluster_n, 2, 8, swap_ab, split, scheduler)
+        if not sm100_problems(shape, column_vectors):
+            for count in stages or range(2, most_stages(shape, column_vectors) + 1):
+                config = replace(shape, stages=count)
+                if not sm100_problems(config, column_vectors):
+                    yield config
 
 
 def budget_table(config: Sm100Config, column_vectors: int = 2) -> str:

@@ -15,6 +15,7 @@ from cutefp4.config_sm100 import (
     TMEM_COLUMNS,
     Sm100Config,
     budget_table,
+    legal_configs,
     most_stages,
     sm100_problems,
     sm100_smem,
@@ -67,6 +68,15 @@ def test_reasons():
         (Sm100Config(raster_group=0), "raster_group=0"),
     ):
         assert [p for p in sm100_problems(config) if reason in p], config
+
+
+def test_every_legal_configuration_is_listed_once():
+    listed = list(legal_configs())
+    assert len(set(listed)) == len(listed)
+    for config in EVERY:
+        full = with_most_stages(config)
+        assert (full in listed) == (not sm100_problems(full))
+    assert {c.stages for c in legal_configs(splits=(1,), stages=(2, 3))} == {2, 3}
 
 
 def test_table():
