@@ -57,7 +57,8 @@ def test_wheel_has_the_script_and_the_licence(wheel_names):
 def texts() -> dict[str, str]:
     """Text of every file of the project, by path."""
     found = {name for folder in ("cutefp4", "kernels", "tests", "perf", ".ci") for name in sources(folder)}
-    found |= {path.name for path in ROOT.iterdir() if path.is_file()}
+    # A linked worktree has a file where a checkout has the directory .git.
+    found |= {path.name for path in ROOT.iterdir() if path.is_file() and path.name != ".git"}
     read = {}
     for name in sorted(found):
         try:
