@@ -25,6 +25,7 @@ from cutefp4.gemm_plan_sm100 import Sm100GemmPlan
 from cutefp4.heuristics import sm100
 from cutefp4.launch import Operator, arch_of, sm_count, target
 from cutefp4.operand import Nvfp4Operand
+from cutefp4.schedule_model_sm100 import GemmShape, estimate, with_sms
 
 K_MULTIPLE = 32
 _NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
@@ -59,13 +60,13 @@ class PlannedGemm:
 
     request: GemmRequest
     plan: Sm100GemmPlan
-    shape: sm100.GemmShape
+    shape: GemmShape
     sms: int
 
     def explain(self) -> str:
         """What runs and why: tiles, cluster, predicted time and its limiter, budgets."""
         r, config = self.request, self.plan.config
-        e = sm100.estimate(config, self.shape, sm100.Machine(sms=self.sms))
+        e = estimate(config, self.shape, with_sms(self.sms))
         return "\n".join(
             [
                 f"W4A4 {r.m}x{r.n}x{r.k}, batch {r.batch}, D {r.out_dtype} stored by {self.plan.store}",
@@ -85,7 +86,7 @@ def make_plan(request: GemmRequest, arch: str, sms: int) -> PlannedGemm:
     check_index_range(request.m, request.n, request.k, request.batch)
     tree = tree_of(request.tree)
     c_bytes = sum(_BYTES[leaf.dtype] for leaf in tree.leaves() if leaf.name == "c")
-    shape = sm100.GemmShape(
+    shape = GemmShape(
         request.m,
         request.n,
         request.k,

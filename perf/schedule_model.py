@@ -30,6 +30,7 @@ from cutefp4.epilogue import default_epilogue
 from cutefp4.format import gemm_constant
 from cutefp4.gemm_plan_sm100 import Sm100GemmPlan
 from cutefp4.heuristics import sm90, sm100
+from cutefp4.schedule_model_sm100 import B200, EPILOGUE_SLOTS, GemmShape, estimate
 
 SHAPES = (
     (1, 7168, 16384), (16, 7168, 16384), (1, 8192, 8192), (128, 4096, 4096), (512, 7168, 2048),
@@ -90,7 +91,7 @@ def count() -> None:
         print(f"   {name:<34} {found:>10} {expected:>10}")
     more = instructions_by_file(two, ptx) - instructions_by_file(one, ptx)
     slots = sum(more[name] for name in EPILOGUE_FILES) / (4 * 256)
-    print(f"   {'epilogue instructions per column':<34} {slots:>10.2f} {sm100.EPILOGUE_SLOTS + 0.5:>10.2f}\n")
+    print(f"   {'epilogue instructions per column':<34} {slots:>10.2f} {EPILOGUE_SLOTS + 0.5:>10.2f}\n")
 
 
 def predict() -> None:
@@ -101,9 +102,9 @@ def predict() -> None:
         f"{'epilogue/MMA':>13}  configuration"
     )
     for m, n, k in SHAPES:
-        shape = sm100.GemmShape(m, n, k)
-        c = sm100.choose(shape, sm100.B200.sms)
-        e = sm100.estimate(c, shape)
+        shape = GemmShape(m, n, k)
+        c = sm100.choose(shape, B200.sms)
+        e = estimate(c, shape)
         stages = -(-k // (256 * c.splits))
         text = f"{c.tile_m}x{c.tile_n} cluster {c.cluster_m}x{c.cluster_n} stages {c.stages}"
         text += (" swapped" if c.swap_ab else "") + (f" splits {c.splits}" if c.splits > 1 else "")
@@ -112,7 +113,7 @@ def predict() -> None:
             f"{e.hbm_share:>7.1%} {e.limiter:>9} {e.waves:>6} {e.epilogue / (stages * e.stage['mma']):>13.2f}  {text}  "
             f"{PUBLISHED.get((m, n, k), '')}"
         )
-    best = sm100.choose(sm100.GemmShape(8192, 8192, 8192), sm100.B200.sms)
+    best = sm100.choose(GemmShape(8192, 8192, 8192), B200.sms)
     print("\n   Budgets of the configuration for large products")
     print("   " + budget_table(best).replace("\n", "\n   ") + "\n")
 
@@ -127,7 +128,7 @@ def validate() -> None:
                 continue
             a16 = "a16" in row["case"].lower()
             shape = sm90.GemmShape(row["m"], row["n"], row["k"], activations="bfloat16" if a16 else "nvfp4")
-            us = sm90.estimate(sm90.choose(shape), shape) / (H200_CLOCK * 1e3) + sm100.B200.launch
+            us = sm90.estimate(sm90.choose(shape), shape) / (H200_CLOCK * 1e3) + B200.launch
             errors.append(us / row["median_us"] - 1)
             measured = f"measured {row['median_us']:>8.1f} us, {errors[-1]:>+7.1%}"
             print(f"   {row['case']:<34} predicted {us:>8.1f} us, {measured}")

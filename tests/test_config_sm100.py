@@ -21,7 +21,8 @@ from cutefp4.config_sm100 import (
     sm100_smem,
     tmem_layout,
 )
-from cutefp4.heuristics.sm100 import CANDIDATES, SMALL, GemmShape, choose, estimate, with_most_stages
+from cutefp4.heuristics.sm100 import CANDIDATES, SMALL, choose, with_most_stages
+from cutefp4.schedule_model_sm100 import GemmShape, estimate
 
 EVERY = [
     Sm100Config(128 * group, tile_n, m, n)
