@@ -321,6 +321,43 @@ def record() -> Iterator[dict[Plan, None]]:
         _kernels = before
 
 
+class _Tracer(dict):
+    """In place of the loaded kernels: notes every launch, and launches."""
+
+    def __init__(self, kernels: _Kernels) -> None:
+        super().__init__()
+        self.kernels = kernels
+        self.launches: list[tuple[Kernel, tuple]] = []
+
+    def get(self, plan: Plan) -> Kernel:
+        kernel = self.kernels.loaded.get(plan)
+        if kernel is None:
+            kernel = self.kernels.loaded[plan] = self.kernels.loader(plan, artifacts(plan))
+
+        def launch(*arguments):
+            self.launches.append((kernel, arguments))
+            return kernel(*arguments)
+
+        return launch
+
+
+@contextmanager
+def trace() -> Iterator[list[tuple[Kernel, tuple]]]:
+    """While active, every launch is noted as (kernel, arguments); yields the list.
+
+    Launching the noted pairs again repeats the calls without the operations around them: how a sweep times
+    configurations. The arguments keep their tensors alive. Not for use beside other threads that launch.
+    """
+    global _kernels
+    before, tracer = _kernels, _Tracer(_kernels)
+    _kernels = _Kernels(before.loader)
+    _kernels.loaded = tracer
+    try:
+        yield tracer.launches
+    finally:
+        _kernels = before
+
+
 def stats() -> Stats:
     """A copy of this process's counters."""
     return replace(_stats)

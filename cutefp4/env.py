@@ -58,6 +58,12 @@ VARIABLES = {
             (),
             "processes for parallel compiles; 0 = as many as cores and free memory allow",
         ),
+        Variable(
+            "CUTEFP4_TUNED",
+            "",
+            (),
+            "file of measured configurations, as cutefp4 sweep --save writes it; plans for its problems use them",
+        ),
     )
 }
 

@@ -257,6 +257,15 @@ class Epilogue:
         found = {node.name: node for node in self.nodes() if isinstance(node, Leaf)}
         return tuple(found[name] for name in sorted(found))
 
+    def text(self) -> str:
+        """The tree in one line, the same for equal trees: what files that outlive the process call it."""
+
+        def write(node: Node) -> str:
+            values = [getattr(node, f.name) for f in fields(node)]
+            return f"{type(node).__name__}({','.join(write(v) if isinstance(v, Node) else str(v) for v in values)})"
+
+        return ";".join(map(write, (self.out, *self.sinks)))
+
     def halves_columns(self) -> bool:
         """Whether D has half as many columns as the product (SwiGLU)."""
         return any(isinstance(node, SwigluPair) for node in self.nodes())

@@ -9,14 +9,14 @@ the end of each row; tiled scales are padded already. Scales must be tiled: tcge
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 
 import torch
 
 from cutefp4 import compile as kernel_cache
-from cutefp4 import workspace
-from cutefp4.config_sm100 import CTA_ROWS, EPILOGUE_WARPS, TILE_K, Sm100Config, budget_table
+from cutefp4 import tuned, workspace
+from cutefp4.config_sm100 import CTA_ROWS, EPILOGUE_WARPS, TILE_K, Sm100Config, budget_table, sm100_problems
 from cutefp4.epilogue import Epilogue, default_epilogue
 from cutefp4.errors import UnsupportedError
 from cutefp4.format import gemm_constant
@@ -53,6 +53,18 @@ class GemmRequest:
         """How D can be written."""
         return "tma" if self.aligned and self.n * _BYTES[self.out_dtype] % 16 == 0 else "elements"
 
+    def problem(self, sms: int) -> dict[str, tuned.Scalar]:
+        """What a tuned table knows this request by."""
+        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "tree"}
+        return {**named, "tree": tree_of(self.tree).text(), "sms": sms}
+
+    def shape(self) -> GemmShape:
+        """What the heuristic sees."""
+        tree = tree_of(self.tree)
+        c_bytes = sum(_BYTES[leaf.dtype] for leaf in tree.leaves() if leaf.name == "c")
+        vectors = sum(leaf.name in ("alpha_b", "bias") for leaf in tree.leaves())
+        return GemmShape(self.m, self.n, self.k, self.batch, _BYTES[self.out_dtype], c_bytes, vectors)
+
 
 @dataclass(frozen=True)
 class PlannedGemm:
@@ -78,26 +90,30 @@ class PlannedGemm:
 
 
 def make_plan(request: GemmRequest, arch: str, sms: int) -> PlannedGemm:
-    """The plan of a request.
+    """The plan of a request: the configuration of a tuned table that holds it, else the heuristic's.
 
     Raises:
         UnsupportedError: the matrices are too large.
+        CompileError: the tuned table holds a configuration that cannot run.
     """
     check_index_range(request.m, request.n, request.k, request.batch)
-    tree = tree_of(request.tree)
-    c_bytes = sum(_BYTES[leaf.dtype] for leaf in tree.leaves() if leaf.name == "c")
-    shape = GemmShape(
-        request.m,
-        request.n,
-        request.k,
-        request.batch,
-        _BYTES[request.out_dtype],
-        c_bytes,
-        sum(leaf.name in ("alpha_b", "bias") for leaf in tree.leaves()),
-    )
-    config = sm100.choose(shape, sms, request.batch_invariant)
+    config = tuned.lookup("gemm", arch, request.problem(sms))
+    if config is None:
+        config = sm100.choose(request.shape(), sms, request.batch_invariant)
+    else:
+        tuned.require_legal(config, config_problems(config, request))
+    return PlannedGemm(request, plan_with(config, request, arch), request.shape(), sms)
+
+
+def config_problems(config: Sm100Config, request: GemmRequest) -> list[str]:
+    """Every reason why a configuration cannot serve a request; empty if it can."""
+    return sm100_problems(config, request.shape().column_vectors)
+
+
+def plan_with(config: Sm100Config, request: GemmRequest, arch: str) -> Sm100GemmPlan:
+    """The plan that serves a request with a given, legal configuration."""
     store = "elements" if config.swap_ab else request.store()
-    return PlannedGemm(request, Sm100GemmPlan(arch, config, tree, request.out_dtype, store), shape, sms)
+    return Sm100GemmPlan(arch, config, tree_of(request.tree), request.out_dtype, store)
 
 
 def _split_workspace(config: Sm100Config, r: GemmRequest, device: torch.device) -> list[torch.Tensor]:
@@ -128,7 +144,7 @@ def _gemm_into(a, a_scales, b, b_scales, leaves, d, tree: str, batch_invariant: 
     aligned = all(t.data_ptr() % 16 == 0 for t in (d, *(leaf for leaf in leaves if leaf.dim() == 3)))
     dtype = _NAMES[d.dtype]
     request = GemmRequest(m, b.shape[1], b.shape[2] * 2, l, dtype, tree, aligned, batch_invariant)
-    key = (request, d.device, target(d.device))
+    key = (request, d.device, target(d.device), tuned.generation())
     planned = _plans.get(key)
     if planned is None:
         planned = _plans[key] = make_plan(request, arch_of(d.device), sm_count(d.device))

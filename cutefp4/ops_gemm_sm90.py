@@ -10,15 +10,15 @@ scales are padded already, compact ones are copied too); `explain` says so.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 
 import torch
 
 from cutefp4 import compile as kernel_cache
 from cutefp4 import epilogue as trees
-from cutefp4 import workspace
-from cutefp4.config import K_BLOCK, sm90_budget_table
+from cutefp4 import tuned, workspace
+from cutefp4.config import K_BLOCK, Sm90Config, sm90_budget_table, sm90_problems
 from cutefp4.epilogue import Epilogue, default_epilogue
 from cutefp4.errors import OperandError, UnsupportedError
 from cutefp4.format import BLOCK, gemm_constant, numerator
@@ -67,17 +67,36 @@ class GemmRequest:
             self.store() == "tma", self.tree.halves_columns(),
         )  # fmt: skip
 
+    def problem(self, sms: int) -> dict[str, tuned.Scalar]:
+        """What a tuned table knows this request by."""
+        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "tree"}
+        return {**named, "tree": self.tree.text(), "sms": sms}
+
 
 def make_plan(request: GemmRequest, arch: str, sms: int) -> Sm90GemmPlan:
-    """The plan of a request.
+    """The plan of a request: the configuration of a tuned table that holds it, else the heuristic's.
 
     Raises:
         UnsupportedError: there is no dense GEMM kernel for this architecture here, or the matrices are too large.
+        CompileError: the tuned table holds a configuration that cannot run.
     """
     if arch != "sm_90a":
         raise UnsupportedError(f"the Hopper GEMM for {arch}", "sm_90a", "use the backend of this device")
     check_index_range(request.m, request.n, request.k, request.batch)
-    config = sm90.choose(request.shape(), sms, request.batch_invariant)
+    config = tuned.lookup("gemm", arch, request.problem(sms))
+    if config is None:
+        return plan_with(sm90.choose(request.shape(), sms, request.batch_invariant), request, arch)
+    tuned.require_legal(config, config_problems(config, request))
+    return plan_with(config, request, arch)
+
+
+def config_problems(config: Sm90Config, request: GemmRequest) -> list[str]:
+    """Every reason why a configuration cannot serve a request; empty if it can."""
+    return sm90_problems(config, *request.shape().operands(config), request.store() == "tma")
+
+
+def plan_with(config: Sm90Config, request: GemmRequest, arch: str) -> Sm90GemmPlan:
+    """The plan that serves a request with a given, legal configuration."""
     store = request.store()
     if config.swap_ab and store == "pairs":
         store = "elements"
@@ -117,7 +136,7 @@ _plans: dict[tuple, tuple[Sm90GemmPlan, int]] = {}
 
 
 def _planned(request: GemmRequest, device: torch.device) -> tuple[Sm90GemmPlan, int]:
-    key = (request, device, target(device))
+    key = (request, device, target(device), tuned.generation())
     found = _plans.get(key)
     if found is None:
         sms = sm_count(device)

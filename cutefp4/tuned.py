@@ -1,17 +1,17 @@
 """Measured configurations: which one a sweep found fastest for a problem. Explicit and deterministic.
 
 Nothing is tuned at run time, and nothing is loaded unless somebody asks: `load(file)` for the process, `use(file)` for
-a block. The same table and the same problem give the same kernel in every run; a problem that is not in the table goes
-to the heuristic.
+a block, CUTEFP4_TUNED=file for everything. The same table and the same problem give the same kernel in every run; a
+problem that is not in the table goes to the heuristic.
 
     {"format": "cutefp4-tuned-1",
      "entries": [{"operation": "gemm", "arch": "sm_90a",
-                  "problem": {"layout": "TN", "m": 8192, "n": 4096, "k": 4096},
+                  "problem": {"m": 8192, "n": 4096, "k": 4096, "out_dtype": "bfloat16", "sms": 132, ...},
                   "config": {"class": "cutefp4.config:Sm90Config", "tile_m": 256, ...},
                   "measured": {"device": "NVIDIA H200", "median_us": 612.4, "heuristic_us": 640.1, "commit": "..."}}]}
 
-A problem is a dictionary of numbers and strings; which names it has is the operation's business. It matches exactly or
-not at all.
+A problem is a dictionary of numbers and strings; which names it has is the operation's business (`problem` of its
+request). It matches exactly or not at all.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cutefp4 import env
 from cutefp4.errors import CompileError
 from cutefp4.plan import ARCHS, from_json, to_json
 
@@ -62,6 +63,8 @@ def key_of(operation: str, arch: str, problem: dict[str, Scalar]) -> tuple:
 
 _table: dict[tuple, TunedEntry] = {}
 _generation = 0
+_environment_file = ""
+"""The file of CUTEFP4_TUNED that was loaded; "" before."""
 
 
 def generation() -> int:
@@ -70,11 +73,34 @@ def generation() -> int:
 
 
 def lookup(operation: str, arch: str, problem: dict[str, Scalar]) -> Any | None:
-    """The measured configuration for exactly this problem, None if there is none."""
+    """The measured configuration for exactly this problem, None if there is none.
+
+    Raises:
+        CompileError: the file of CUTEFP4_TUNED, which the first lookup loads, is no tuned table.
+    """
+    global _environment_file
+    if (named := env.read("CUTEFP4_TUNED")) != _environment_file:
+        if named:
+            load(named)
+        _environment_file = named
     if not _table:
         return None
     entry = _table.get(key_of(operation, arch, problem))
     return None if entry is None else entry.config
+
+
+def require_legal(config: Any, problems: list[str]) -> None:
+    """Refuse a configuration that came from a table and cannot run.
+
+    Raises:
+        CompileError: `problems` is not empty.
+    """
+    if problems:
+        raise CompileError(
+            f"{config} from a tuned table: {'; '.join(problems)}",
+            "a configuration that this version can run",
+            "run `cutefp4 sweep --save` again, or clear the table (tuned.clear, CUTEFP4_TUNED)",
+        )
 
 
 def read(path: str | Path) -> list[TunedEntry]:
@@ -117,8 +143,11 @@ def load(path: str | Path) -> int:
     Raises:
         CompileError: as `read`; the process's table is unchanged then.
     """
+    return _apply(read(path))
+
+
+def _apply(entries: list[TunedEntry]) -> int:
     global _generation
-    entries = read(path)
     _table.update((entry.key, entry) for entry in entries)
     _generation += 1
     return len(entries)
@@ -132,12 +161,13 @@ def clear() -> None:
 
 
 @contextmanager
-def use(path: str | Path) -> Iterator[int]:
-    """Apply a table inside a block, on top of what was loaded; afterwards everything is as before."""
+def use(source: str | Path | Iterable[TunedEntry]) -> Iterator[int]:
+    """Apply a file or entries inside a block, on top of what was loaded; afterwards everything is as before."""
     global _generation
     before = dict(_table)
+    entries = read(source) if isinstance(source, (str, Path)) else list(source)
     try:
-        yield load(path)
+        yield _apply(entries)
     finally:
         _table.clear()
         _table.update(before)

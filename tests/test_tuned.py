@@ -6,13 +6,18 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
-from cutefp4 import tuned
+from cutefp4 import compile as kernel_cache
+from cutefp4 import emulator, launch, ops, ops_gemm_sm90, ops_gemm_sm100, reference, tuned
 from cutefp4.config import Sm90Config
+from cutefp4.config_sm100 import Sm100Config
 from cutefp4.errors import CompileError
+from cutefp4.recipe import QuantRecipe
 from cutefp4.tuned import TunedEntry
+from tests.cases import matrix
 
-PROBLEM = {"layout": "TN", "m": 8192, "n": 4096, "k": 4096}
+PROBLEM = {"out_dtype": "bfloat16", "m": 8192, "n": 4096, "k": 4096}
 ENTRY = TunedEntry("gemm", "sm_90a", PROBLEM, Sm90Config(tile_n=64), {"median_us": 612.4})
 
 
@@ -91,3 +96,81 @@ def test_files_that_are_no_tables(tmp_path, text):
     (tmp_path / "tuned.json").write_text(text)
     with pytest.raises(CompileError, match="cutefp4 sweep --save"):
         tuned.read(tmp_path / "tuned.json")
+
+
+TUNED = {"sm_90a": Sm90Config(tile_m=128, tile_n=64, load_stages=3), "sm_100a": Sm100Config(tile_n=192, stages=3)}
+
+
+def operands(m: int, n: int, k: int):
+    recipe = QuantRecipe(scaling="token")
+    return [reference.quantize(matrix(rows, k), recipe, rowwise=True, columnwise=False)[0] for rows in (m, n)]
+
+
+def problem_of(arch: str, a, b, sms: int) -> dict:
+    """What a GEMM of these operands asks the tuned table for."""
+    asked = []
+    original = tuned.lookup
+    with pytest.MonkeyPatch.context() as patch, launch.cpu_target(arch, sms), kernel_cache.record():
+        patch.setattr(tuned, "lookup", lambda *key: asked.append(key) or original(*key))
+        tuned.clear()  # a plan that was chosen before is not asked for again
+        ops.gemm(a, b)
+    ((operation, found_arch, problem),) = asked
+    assert (operation, found_arch) == ("gemm", arch)
+    return problem
+
+
+@pytest.mark.parametrize("arch", TUNED)
+def test_plans_use_the_table_while_it_is_there(arch):
+    a, b = operands(128, 256, 128)
+    problem = problem_of(arch, a, b, 4)
+    assert (problem["m"], problem["sms"]) == (128, 4)
+    entry = TunedEntry("gemm", arch, problem, TUNED[arch])
+
+    def config(sms=4):
+        with launch.cpu_target(arch, sms), kernel_cache.record() as plans:
+            ops.gemm(a, b)
+        return next(iter(plans)).config
+
+    chosen = config()
+    assert chosen != TUNED[arch]
+    with tuned.use([entry]):
+        assert config() == TUNED[arch] and config(sms=5) == chosen, "the match is exact"
+    assert config() == chosen
+
+
+def test_the_environment_names_a_table(tmp_path, monkeypatch):
+    path = tuned.save(tmp_path / "tuned.json", [ENTRY])
+    monkeypatch.setenv("CUTEFP4_TUNED", str(path))
+    assert tuned.lookup("gemm", "sm_90a", PROBLEM) == ENTRY.config
+    monkeypatch.setenv("CUTEFP4_TUNED", str(tmp_path / "gone.json"))
+    with pytest.raises(CompileError, match=r"gone\.json"):
+        tuned.lookup("gemm", "sm_90a", PROBLEM)
+    monkeypatch.delenv("CUTEFP4_TUNED")
+    tuned.lookup("gemm", "sm_90a", PROBLEM)
+
+
+@pytest.mark.parametrize(
+    "ops_module, arch, config",
+    [
+        (ops_gemm_sm90, "sm_90a", Sm90Config(load_stages=12)),
+        (ops_gemm_sm100, "sm_100a", Sm100Config(tile_n=256, stages=12)),
+    ],
+)
+def test_a_configuration_that_cannot_run_is_refused(ops_module, arch, config):
+    a, b = operands(128, 256, 128)
+    entry = TunedEntry("gemm", arch, problem_of(arch, a, b, 4), config)
+    with tuned.use([entry]), launch.cpu_target(arch, 4), kernel_cache.record(), pytest.raises(CompileError, match="12"):
+        ops_module.gemm(a, b)
+
+
+def test_traced_launches_repeat_the_call():
+    a, b = operands(64, 128, 128)
+    out = torch.full((64, 128), torch.nan, dtype=torch.bfloat16)
+    with emulator.device("sm_90a", sms=2):
+        with kernel_cache.trace() as launches:
+            ops.gemm(a, b, out=out)
+        first = out.clone()
+        out.fill_(torch.nan)
+        for kernel, arguments in launches:
+            kernel(*arguments)
+    assert len(launches) >= 1 and torch.equal(out, first) and first.isfinite().all()
