@@ -43,7 +43,9 @@ EPILOGUE_WARPS = 4
 TILE_MS, TILE_NS = (128, 256), (64, 128, 192, 256)
 CLUSTER_SIDES = (1, 2, 4)
 MAX_SPLITS = 16
-SCHEDULERS = ("static",)
+SCHEDULERS = ("static", "clc")
+CLC_STAGES = 3
+"""Answers of cluster launch control under way: the loads of a tile run while the epilogue is two tiles behind."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,13 @@ class Role:
 
 
 ROLES = (
-    # No setmaxnreg: 192 threads may have 255 registers each, and the roles share two warpgroups unevenly.
+    # No setmaxnreg: 224 threads may have 255 registers each, and the roles share two warpgroups unevenly.
     Role("epilogue", 0, EPILOGUE_WARPS, 255),
     Role("load", EPILOGUE_WARPS, 1, 255),
     Role("mma", EPILOGUE_WARPS + 1, 1, 255),
+    Role("schedule", EPILOGUE_WARPS + 2, 1, 255),
 )
-LOAD_WARP, MMA_WARP = ROLES[1].first_warp, ROLES[2].first_warp
+LOAD_WARP, MMA_WARP, SCHEDULE_WARP = (role.first_warp for role in ROLES[1:])
 THREADS = 32 * sum(role.warps for role in ROLES)
 assert THREADS * max(role.registers for role in ROLES) <= SM100_REGISTERS
 assert ROLES[0].first_warp % 4 == 0, "a warp reads the 32 tensor-memory lanes of its number modulo 4"
@@ -80,7 +83,8 @@ class Sm100Config:
         raster_group: cluster tiles along M that neighbouring clusters share a B tile over (L2 reuse).
         swap_ab: the kernel's A is the GEMM's B, and D is written transposed (small M: the weight fills the 128 rows).
         splits: CTAs that share the K of one tile of D; their partial sums are added in a fixed order.
-        scheduler: who says what a cluster works on next: "static" (every nth tile of a persistent grid).
+        scheduler: who says what a cluster works on next: "static" (every nth tile of a persistent grid), or "clc"
+            (cluster launch control: running clusters take over what has not started).
     """
 
     tile_m: int = 128
@@ -130,6 +134,16 @@ class Sm100Config:
     @property
     def panels(self) -> int:
         return self.tile_n // PANEL
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """Kinds of warps of a CTA."""
+        return ROLES if self.scheduler == "clc" else ROLES[:-1]
+
+    @property
+    def threads(self) -> int:
+        """Threads of a CTA."""
+        return 32 * sum(role.warps for role in self.roles)
 
 
 @dataclass(frozen=True)
@@ -282,11 +296,12 @@ def budget_table(config: Sm100Config, column_vectors: int = 2) -> str:
     rows = [
         ("tile", f"{config.tile_m} x {config.tile_n} x {TILE_K}, {config.cta_group} CTA(s) per MMA"),
         ("cluster", f"{config.cluster_m} x {config.cluster_n} CTAs"),
+        ("scheduler", {"static": "static, persistent grid", "clc": "cluster launch control"}[config.scheduler]),
         ("tensor memory", f"{tmem.used} of {TMEM_COLUMNS} columns; {accs}{' (overlapped)' if tmem.overlapped else ''}"),
         ("", f"SFA from {tmem.sfa}, SFB from {tmem.sfb}"),
         ("shared memory", f"{smem.total} of {SM100_SMEM_BYTES} bytes"),
         ("", f"{config.stages} stages of {stage.total}: A {stage.a}, B {stage.b}, SFA {stage.sfa}, SFB {stage.sfb}"),
         ("", f"store {smem.store}, vectors {smem.vectors}, small {smem.small}"),
-        *((role.name, f"{role.warps} warp(s), <= {role.registers} registers per thread") for role in ROLES),
+        *((role.name, f"{role.warps} warp(s), <= {role.registers} registers per thread") for role in config.roles),
     ]
     return "\n".join(f"{name:<14} {text}" for name, text in rows)

@@ -38,6 +38,8 @@ class Sm100GemmPlan(Plan):
         epilogue: the tree.
         out_dtype: of D: "bfloat16", "float16" or "float32".
         store: how D is written: "tma" (rows of D are a multiple of 16 bytes) or "elements".
+        pdl: programmatic dependent launch: the kernel may start before its predecessor in the stream has ended, and
+            waits for that end before it touches global memory.
 
     Raises:
         CompileError: a configuration that cannot run, with the reasons.
@@ -48,6 +50,7 @@ class Sm100GemmPlan(Plan):
     epilogue: Epilogue
     out_dtype: str = "bfloat16"
     store: str = "tma"
+    pdl: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

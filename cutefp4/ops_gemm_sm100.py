@@ -113,7 +113,7 @@ def config_problems(config: Sm100Config, request: GemmRequest) -> list[str]:
 def plan_with(config: Sm100Config, request: GemmRequest, arch: str) -> Sm100GemmPlan:
     """The plan that serves a request with a given, legal configuration."""
     store = "elements" if config.swap_ab else request.store()
-    return Sm100GemmPlan(arch, config, tree_of(request.tree), request.out_dtype, store)
+    return Sm100GemmPlan(arch, config, tree_of(request.tree), request.out_dtype, store, pdl=True)
 
 
 def _split_workspace(config: Sm100Config, r: GemmRequest, device: torch.device) -> list[torch.Tensor]:

@@ -101,6 +101,12 @@ def test_choice_fits_the_problem(m, nk):
         assert config.cluster_size <= sms and config.splits <= -(-k // 256)
 
 
+def test_launch_control_where_a_cluster_gets_several_tiles():
+    assert choose(GemmShape(8192, 8192, 8192), 148).scheduler == "clc"
+    assert choose(GemmShape(1, 7168, 16384), 148).scheduler == "static"
+    assert choose(GemmShape(1, 7168, 16384), 8).scheduler == "clc"
+
+
 def test_predicted_targets():
     """Large products at 80 % of the peak, small M at 75 % of the memory's rate, epilogue hidden: predicted."""
     large = GemmShape(8192, 8192, 8192)

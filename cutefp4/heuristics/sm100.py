@@ -37,6 +37,10 @@ _INVARIANT_M = 1024
 def choose(shape: GemmShape, sms: int, batch_invariant: bool = False) -> Sm100Config:
     """The candidate with the smallest predicted time; the first of equal ones.
 
+    The scheduler follows from the rounds of tiles. With one round there is nothing to hand out. With more, both take
+    the same predicted time on an idle GPU, but a static grid gives every cluster its share in advance: all would wait
+    for one that starts late because a kernel of another stream holds its SM. Launch control does not.
+
     Args:
         sms: multiprocessors of the device.
         batch_invariant: do not look at M.
@@ -46,4 +50,5 @@ def choose(shape: GemmShape, sms: int, batch_invariant: bool = False) -> Sm100Co
     small = [c for c in SMALL if c.splits <= -(-shape.k // TILE_K)] if seen.m <= SMALL_M else []
     fitting = (with_most_stages(c, shape.column_vectors) for c in (*CANDIDATES, *small) if c.cluster_size <= sms)
     legal = [c for c in fitting if not sm100_problems(c, shape.column_vectors)]
-    return min(legal, key=lambda c: estimate(c, seen, machine).us)
+    best = min(legal, key=lambda c: estimate(c, seen, machine).us)
+    return replace(best, scheduler="clc" if estimate(best, seen, machine).waves > 1 else "static")

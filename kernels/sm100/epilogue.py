@@ -216,13 +216,13 @@ class TmemEpilogue(DeviceStruct):
 
 
 @cute.jit
-def epilogue_role(scheduler, acc_ring, place, epilogue: TmemEpilogue):
+def epilogue_role(scheduler, queue, acc_ring, epilogue: TmemEpilogue):
     """Finish every work tile of this CTA (one of four warps)."""
     state = acc_ring.consumer_state()
     turn = Int32(0)
-    first, step = place.first_work()
-    for index in cutlass.range(first, scheduler.total(), step, unroll=1):
-        turn = epilogue.run(scheduler.work(index), acc_ring, state, turn)
+    while queue.more():
+        turn = epilogue.run(scheduler.work(queue.index), acc_ring, state, turn)
         state.advance()
+        queue.advance()
     if cutlass.const_expr(epilogue.plan.store == "tma"):
         epilogue.store.drain()

@@ -8,17 +8,21 @@
 
 With config.swap_ab the kernel computes D^T = B * A^T: below, A, M and rows are then those of the GEMM's B.
 
-Warp roles, one CTA per SM, 192 threads:
+Warp roles, one CTA per SM, 192 threads, or 224 with cluster launch control:
 
     warps 0-3   epilogue   tensor memory -> epilogue tree -> D             epilogue.py, epilogue_load.py, store.py
     warp 4      load       TMA of codes and scales, multicast in clusters  loader.py
     warp 5      mma        scales to tensor memory, tcgen05.mma            mma.py, tcgen05.py; cluster.py
+    warp 6      schedule   asks for the next tile, if config.scheduler is "clc"    work_queue.py
 
     load ring   stages of 256 along K     filled by TMA             drained by tcgen05.mma (commit)
     acc ring    two accumulators          filled by tcgen05.mma     drained by the epilogue warps
+    work ring   answers of launch control filled by the schedule warp's questions    read by all roles ("clc" alone)
 
-The grid is persistent: the epilogue of one tile runs beside the mainloop of the next. Tensor memory, shared memory and
-registers are laid out in cutefp4/config_sm100.py.
+Clusters work on one tile after the other: the epilogue of one tile runs beside the mainloop of the next. With
+`plan.pdl` the kernel may start while the one before it ends: it prepares barriers and tensor memory, and waits before
+it touches global memory; it lets its successor start when its last loads are under way. Tensor memory, shared memory
+and registers are laid out in cutefp4/config_sm100.py.
 
 Constraints: K % 32 == 0, any M, N >= 1; tiled scales; sm_100a or sm_103a.
 """
@@ -29,7 +33,15 @@ from cutlass import Float32, Int32, Uint8
 from cutlass.cute.runtime import make_fake_stream
 
 from cutefp4 import epilogue as nodes
-from cutefp4.config_sm100 import CTA_ROWS, EPILOGUE_WARPS, LOAD_WARP, MMA_WARP, THREADS, TILE_K, TMEM_COLUMNS
+from cutefp4.config_sm100 import (
+    CTA_ROWS,
+    EPILOGUE_WARPS,
+    LOAD_WARP,
+    MMA_WARP,
+    SCHEDULE_WARP,
+    TILE_K,
+    TMEM_COLUMNS,
+)
 from cutefp4.gemm_plan_sm100 import Sm100GemmPlan
 
 from ..common.barriers import Ring
@@ -42,6 +54,7 @@ from .mma import StageMma, mma_role
 from .smem_layout import allocate, ring_specs
 from .store import store_tma
 from .tcgen05 import fence_after, fence_before
+from .work_queue import ClusterLaunchQueue, StaticQueue, queue_ring, schedule_role
 
 
 class Sm100Gemm:
@@ -57,7 +70,7 @@ class Sm100Gemm:
         """Launch.
 
         a, b: codes. a_scales, b_scales: flat bytes of the tiles. epilogue_tensors: those of `plan.tensor_names()`. sms:
-        CTAs to launch at most.
+        CTAs of a persistent grid at most.
         """
         config = self.config
         if cutlass.const_expr(config.swap_ab):
@@ -83,12 +96,15 @@ class Sm100Gemm:
             config.raster_group,
             config.splits,
         )
-        clusters = cutlass.max(cutlass.min(scheduler.total(), sms // config.cluster_size), 1)
+        clusters = scheduler.total()
+        if cutlass.const_expr(config.scheduler == "static"):
+            clusters = cutlass.max(cutlass.min(clusters, sms // config.cluster_size), 1)
         self.kernel(tma, tma_d, epilogue_tensors, (size_m, size_n), scheduler).launch(
             grid=[clusters * config.cluster_size, 1, 1],
-            block=[THREADS, 1, 1],
+            block=[config.threads, 1, 1],
             cluster=[config.cluster_size, 1, 1],
             min_blocks_per_mp=1,
+            use_pdl=self.plan.pdl,
             stream=stream,
         )
 
@@ -101,29 +117,55 @@ class Sm100Gemm:
         load_spec, acc_spec = ring_specs(config)
         load_ring = Ring(load_spec, storage.full, storage.empty)
         acc_ring = Ring(acc_spec, storage.acc_full, storage.acc_empty)
+        work_ring = Ring(queue_ring(config), storage.work_full, storage.work_empty)
         place = ClusterPlace(config)
-        self.start(thread, warp, (load_ring, acc_ring), storage)
+        self.start(thread, warp, (load_ring, acc_ring, work_ring), storage)
         tmem = Int32(cute.make_tensor(storage.tmem_address, cute.make_layout(1))[0])
 
         if warp == LOAD_WARP:
             loader = StageLoader(tma, storage, place, config)
             loader.prefetch_descriptors()
-            load_role(scheduler, load_ring, loader)
+            self.wait_for_previous_kernel()
+            load_role(scheduler, self.queue(place, scheduler, work_ring, storage), load_ring, loader)
+            self.let_next_kernel_start()
         elif warp == MMA_WARP:
             if place.rank == place.leader:
-                mma_role(scheduler, (load_ring, acc_ring), place, StageMma(storage, tmem, config))
+                queue = self.queue(place, scheduler, work_ring, storage)
+                mma_role(scheduler, queue, (load_ring, acc_ring), place, StageMma(storage, tmem, config))
+        elif warp == SCHEDULE_WARP:
+            if cutlass.const_expr(config.scheduler == "clc"):
+                if place.rank == 0:
+                    queue = self.queue(place, scheduler, work_ring, storage, release=False)
+                    schedule_role(work_ring, queue, thread % 32)
         else:
+            self.wait_for_previous_kernel()
             tensors = dict(zip(self.plan.tensor_names(), epilogue_tensors, strict=True))
             epilogue = TmemEpilogue(self.plan, tensors, sizes, storage, tma_d, place, tmem, warp, thread % 32)
-            epilogue_role(scheduler, acc_ring, place, epilogue)
+            epilogue_role(scheduler, self.queue(place, scheduler, work_ring, storage), acc_ring, epilogue)
         self.finish(warp, storage)
+
+    def queue(self, place, scheduler, ring, storage, release: bool = True):
+        """The work of this cluster as one warp follows it."""
+        if self.config.scheduler == "clc":
+            return ClusterLaunchQueue(place, ring, storage.responses, self.config, release)
+        return StaticQueue(place, scheduler.total())
+
+    def wait_for_previous_kernel(self) -> None:
+        """Before the first access to global memory, if this kernel may have started early."""
+        if self.plan.pdl:
+            cute.arch.griddepcontrol_wait()
+
+    def let_next_kernel_start(self) -> None:
+        """It waits for the end of this one before it touches memory, so that this is never too early."""
+        if self.plan.pdl:
+            cute.arch.griddepcontrol_launch_dependents()
 
     @cute.jit
     def start(self, thread: Int32, warp: Int32, rings, storage):
         """Barriers and tensor memory, known to the whole cluster."""
         if thread == 0:
-            rings[0].init()
-            rings[1].init()
+            for ring in rings if self.config.scheduler == "clc" else rings[:2]:
+                ring.init()
             cute.arch.mbarrier_init_fence()
         if warp == MMA_WARP:
             two = self.config.cta_group == 2

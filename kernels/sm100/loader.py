@@ -107,14 +107,13 @@ class StageLoader(DeviceStruct):
 
 
 @cute.jit
-def load_role(scheduler, ring, loader: StageLoader):
+def load_role(scheduler, queue, ring, loader: StageLoader):
     """Fill the load ring for every work tile of this CTA (one warp)."""
     config, place = loader.config, loader.place
     group_bytes = config.cta_group * stage_bytes(config).total
     state = ring.producer_state()
-    first, step = place.first_work()
-    for index in cutlass.range(first, scheduler.total(), step, unroll=1):
-        work = scheduler.work(index)
+    while queue.more():
+        work = scheduler.work(queue.index)
         for k in cutlass.range(work.k_begin, work.k_begin + work.k_count, unroll=1):
             ring.wait_empty(state)
             if place.rank == place.leader:
@@ -122,6 +121,7 @@ def load_role(scheduler, ring, loader: StageLoader):
                     ring.expect_bytes(state, group_bytes)
             loader.issue(work, k, state.index, ring.full + state.index)
             state.advance()
+        queue.advance()
     # Leave only when every stage has been read: the shared memory of a cluster must outlive the copies into it.
     for _ in cutlass.range_constexpr(ring.spec.stages):
         ring.wait_empty(state)

@@ -75,16 +75,15 @@ def acc_column(state, layout, producer: bool) -> Int32:
 
 
 @cute.jit
-def mma_role(scheduler, rings, place, stage_mma: StageMma):
+def mma_role(scheduler, queue, rings, place, stage_mma: StageMma):
     """Multiply every work tile of this group (one warp of its leader)."""
     load_ring, acc_ring = rings
     config, layout = stage_mma.config, stage_mma.layout
     readers = place.senders() if config.cluster_size > 1 else None
     group = place.group() if config.cta_group > 1 else None
     load_state, acc_state = load_ring.consumer_state(), acc_ring.producer_state()
-    first, step = place.first_work()
-    for index in cutlass.range(first, scheduler.total(), step, unroll=1):
-        work = scheduler.work(index)
+    while queue.more():
+        work = scheduler.work(queue.index)
         sfb_shift = Int32(0)
         if cutlass.const_expr(config.tile_n % 128 == 64):
             sfb_shift = 2 * (place.n_tile(work) % 2)
@@ -101,3 +100,4 @@ def mma_role(scheduler, rings, place, stage_mma: StageMma):
         with cute.arch.elect_one():
             tcgen05.commit(config.cta_group, Int32((acc_ring.full + acc_state.index).toint()), group)
         acc_state.advance()
+        queue.advance()

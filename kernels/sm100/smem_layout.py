@@ -15,6 +15,7 @@ from cutlass import Float32, Int32, Int64, Uint8
 from cutlass.memory import SmemAllocator
 
 from cutefp4.config_sm100 import (
+    CLC_STAGES,
     EPILOGUE_WARPS,
     STORE_BUFFER_BYTES,
     STORE_BUFFERS,
@@ -26,6 +27,7 @@ from cutefp4.config_sm100 import (
 
 from ..common.barriers import RingSpec
 from ..common.device_struct import DeviceStruct
+from .work_queue import RESPONSE_BYTES
 
 
 @dataclass
@@ -36,6 +38,9 @@ class Storage(DeviceStruct):
     empty: cute.Pointer
     acc_full: cute.Pointer
     acc_empty: cute.Pointer
+    work_full: cute.Pointer
+    work_empty: cute.Pointer
+    responses: cute.Pointer
     tmem_address: cute.Pointer
     vectors: cute.Pointer
     a: cute.Pointer
@@ -76,6 +81,9 @@ def allocate(config: Sm100Config, column_vectors: int) -> Storage:
         empty=smem.allocate_array(Int64, load.stages),
         acc_full=smem.allocate_array(Int64, acc.stages),
         acc_empty=smem.allocate_array(Int64, acc.stages),
+        work_full=smem.allocate_array(Int64, CLC_STAGES),
+        work_empty=smem.allocate_array(Int64, CLC_STAGES),
+        responses=buffer(CLC_STAGES * RESPONSE_BYTES, RESPONSE_BYTES),
         tmem_address=smem.allocate_array(Int32, 1),
         vectors=smem.allocate_array(
             Float32, max(sm100_smem(config, column_vectors).vectors // 4, 4), byte_alignment=16

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import cutefp4
-from cutefp4 import emulator, epilogue, ops_gemm_sm100, reference
+from cutefp4 import compile, emulator, epilogue, ops_gemm_sm100, reference
 from cutefp4.config_sm100 import TILE_NS, Sm100Config
 from cutefp4.errors import CompileError, UnsupportedError
 from cutefp4.gemm_plan_sm100 import Sm100GemmPlan
@@ -96,6 +96,49 @@ def test_epilogues(problem):
 def test_adversarial_schedules(config, seed):
     """Several tiles per CTA through a short ring; every race, deadlock and protocol error is a finding that raises."""
     BASE.but(config=config, m=260, n=520, k=800, sms=config.cluster_size, seed=seed).check()
+
+
+LAUNCH_CONTROL = [
+    Sm100Config(tile_n=256, stages=2, scheduler="clc"),
+    Sm100Config(tile_n=64, stages=2, splits=3, scheduler="clc"),
+    Sm100Config(tile_n=64, swap_ab=True, stages=2, scheduler="clc"),
+    Sm100Config(tile_m=256, tile_n=192, cluster_m=2, stages=2, scheduler="clc"),
+    Sm100Config(tile_n=64, cluster_m=2, cluster_n=2, stages=2, scheduler="clc"),
+    Sm100Config(tile_m=256, tile_n=64, cluster_m=4, cluster_n=2, stages=2, scheduler="clc"),
+]
+
+
+@pytest.mark.parametrize(
+    "config", LAUNCH_CONTROL, ids=lambda c: f"{c.tile_m}x{c.tile_n}c{c.cluster_m}{c.cluster_n}s{c.splits}"
+)
+def test_cluster_launch_control(config):
+    """Clusters of any kind take over what has not started: one at a time, two, and all that there are."""
+    store = "elements" if config.swap_ab else "tma"
+    problem = BASE.but(config=config, m=270, n=456, k=800, store=store, pdl=True)
+    for seed, at_once in ((None, 1), (1, 2), (2, 1), (3, 3), (4, 64)):
+        problem.but(sms=config.cluster_size * at_once, seed=seed).check()
+
+
+def test_launch_control_serves_every_tile_from_one_cluster():
+    """On one SM the first CTA takes over all others: it asks once per tile and stops at the first refusal."""
+    problem = BASE.but(config=Sm100Config(scheduler="clc"), m=256, n=384, k=256, sms=1)
+    a, b = operand(problem.m, problem.k, 1), operand(problem.n, problem.k, 2)
+    d, _ = guarded((1, problem.m, problem.n), torch.bfloat16)
+    values = {"alpha_a": a.amax, "alpha_b": b.amax, "d": d}
+    report = launch(problem.plan(), a, b, values, "sm_100a", 1, None).reports[0]
+    text = compile.artifacts(problem.plan()).ptx.split("\n")
+    asked = [report.lines.get(i, 0) for i, line in enumerate(text, 1) if "clusterlaunchcontrol.try_cancel" in line]
+    assert asked == [2 * 3]
+
+
+def test_dependent_launch_waits_before_global_memory():
+    """The waiting instruction is in the kernel exactly if the plan says so, before any load by TMA."""
+    for pdl in (False, True):
+        ptx = compile.artifacts(BASE.but(pdl=pdl).plan()).ptx
+        assert ("griddepcontrol.launch_dependents" in ptx) == pdl
+        assert ptx.count("griddepcontrol.wait") == (2 if pdl else 0), "load warp and epilogue warps"
+        if pdl:
+            assert ptx.index("griddepcontrol.wait") < ptx.index("cp.async.bulk.tensor")
 
 
 def test_repeats_bit_for_bit():

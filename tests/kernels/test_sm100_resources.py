@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from cutefp4.compile_report import compile_report
-from cutefp4.config_sm100 import ROLES, SM100_SMEM_BYTES, Sm100Config, stage_bytes
+from cutefp4.config_sm100 import ROLES, SCHEDULERS, SM100_SMEM_BYTES, Sm100Config, stage_bytes
 from cutefp4.epilogue import default_epilogue
 from cutefp4.gemm_plan_sm100 import Sm100GemmPlan
 from cutefp4.heuristics.sm100 import CANDIDATES, SMALL
@@ -26,9 +28,10 @@ def assert_within_budget(found) -> None:
 
 
 @pytest.mark.parametrize("arch", ["sm_100a", "sm_103a"])
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("config", CANDIDATES, ids=lambda c: f"{c.tile_m}x{c.tile_n}")
-def test_large_configurations(config, arch):
-    assert_within_budget(report(arch, config, PLAIN, "bfloat16"))
+def test_large_configurations(config, scheduler, arch):
+    assert_within_budget(report(arch, replace(config, scheduler=scheduler), PLAIN, "bfloat16"))
 
 
 @pytest.mark.parametrize("config", [SMALL[0], SMALL[1], SMALL[-1]], ids=lambda c: f"splits{c.splits}")
