@@ -36,7 +36,7 @@ class Sm90Config:
         swap_ab: the GEMM's B is the register operand (small M).
         splits: CTAs that share the K of one output tile; their partial sums are added in a fixed order.
         stream_k: instead of splits: the K of all tiles in one row, cut into equal shares, one per CTA.
-        store_passes: in how many parts a warpgroup stages its tile of D for TMA (2 halves the staging memory).
+        store_passes: laps of its staging ring that a warpgroup makes per tile of D (2 halve the staging memory).
         steps_per_group: wgmma (16 of K each) between two decodes of the register operand: 1, 2 or 4.
         decode_groups: warpgroups that decode the shared operand, 1 or 2.
         fragment_registers: registers per thread for decoded fragments, 16 or 32.
@@ -134,13 +134,13 @@ class Sm90SmemBudget:
 
 
 def sm90_smem(
-    config: Sm90Config, operand_m: Sm90Operand, operand_n: Sm90Operand, staged_store: bool = True
+    config: Sm90Config, operand_m: Sm90Operand, operand_n: Sm90Operand, staged_store: int = 2
 ) -> Sm90SmemBudget:
     """Shared memory of a configuration.
 
     Args:
         operand_m, operand_n: register and shared operand.
-        staged_store: D has 16 bits and leaves by TMA.
+        staged_store: bytes of an element of D if D leaves by TMA, else 0.
     """
     stages = config.load_stages
     return Sm90SmemBudget(
@@ -148,7 +148,7 @@ def sm90_smem(
         shared_operand=stages * operand_n.tile_bytes(config),
         scales=stages * (operand_m.scale_bytes(config) + operand_n.scale_bytes(config)),
         decoded_shared_operand=config.mma_stages * config.tile_n * config.tile_k * 2,
-        store=config.tile_m * config.tile_n * 2 // config.store_passes if staged_store else 0,
+        store=config.tile_m * config.tile_n * staged_store // config.store_passes,
         # Barriers, flags, up to two vectors along n per consumer, and alignment gaps.
         small=4096 + 8 * config.tile_n * config.consumer_groups,
     )
@@ -213,7 +213,7 @@ _CHOICES = {
     "decode_groups": (1, 2),
     "fragment_registers": (16, 32),
     "decode_to": ("float16", "bfloat16"),
-    "store_passes": (1, 2),
+    "store_passes": (1, 2, 4, 8),
 }
 
 CONSUMER_OVERHEAD = 40
@@ -238,8 +238,6 @@ def _role_problems(config: Sm90Config, operands: tuple[Sm90Operand, ...]) -> lis
     needed = config.m_atoms * config.tile_n // 2 + config.fragment_registers + CONSUMER_OVERHEAD
     if needed > registers.consumer:
         found.append(f"a consumer needs about {needed} registers and gets {registers.consumer}")
-    if config.m_atoms % config.store_passes:
-        found.append(f"{config.m_atoms} 64-row tiles per warpgroup cannot be stored in {config.store_passes} passes")
     if config.stream_k and config.splits > 1:
         found.append(f"splits={config.splits} with stream_k; choose one of them")
     if registers.total(config) > SM90_REGISTERS:
@@ -247,14 +245,38 @@ def _role_problems(config: Sm90Config, operands: tuple[Sm90Operand, ...]) -> lis
     return found
 
 
+def store_box_blocks(config: Sm90Config, element_bytes: int) -> int:
+    """n-blocks of 8 that a warpgroup stages of one 64-row tile between two barriers: 128 bytes along n, or all."""
+    return min(config.tile_n // 8, 16 // element_bytes)
+
+
+def store_boxes(config: Sm90Config, element_bytes: int) -> int:
+    """Boxes of a warpgroup's tile of D."""
+    return config.m_atoms * (config.tile_n // (8 * store_box_blocks(config, element_bytes)))
+
+
+def store_slots(config: Sm90Config, element_bytes: int) -> int:
+    """Boxes that a warpgroup's staging ring holds."""
+    return store_boxes(config, element_bytes) // config.store_passes
+
+
+def _store_problems(config: Sm90Config, element_bytes: int) -> list[str]:
+    if config.tile_n % (16 if config.swap_ab else 128 // element_bytes):
+        return [f"tile_n={config.tile_n} does not fill the panels of a TMA store"]
+    boxes = store_boxes(config, element_bytes)
+    if boxes % config.store_passes:
+        return [f"{boxes} boxes of D per warpgroup cannot be stored in {config.store_passes} passes"]
+    return []
+
+
 def sm90_problems(
-    config: Sm90Config, operand_m: Sm90Operand, operand_n: Sm90Operand, staged_store: bool = True
+    config: Sm90Config, operand_m: Sm90Operand, operand_n: Sm90Operand, staged_store: int = 2
 ) -> list[str]:
     """Every reason why the Hopper kernel cannot run a configuration; empty if it can.
 
     Args:
         operand_m, operand_n: register and shared operand, as `Sm90GemmPlan.operands` returns them.
-        staged_store: D leaves by TMA.
+        staged_store: bytes of an element of D if D leaves by TMA, else 0.
     """
     found = _tile_problems(config)
     if found:
@@ -264,17 +286,15 @@ def sm90_problems(
         found.append("the register operand is not NVFP4: 16-bit activations must be the shared operand (swap_ab)")
     if (operand_m.rows, operand_n.rows) != (config.tile_m, config.tile_n):
         found.append(f"operand tiles of {operand_m.rows} and {operand_n.rows} rows are not tile_m and tile_n")
-    if staged_store and config.tile_n % (16 if config.swap_ab else 64):
-        found.append(f"tile_n={config.tile_n} does not fill the panels of a TMA store")
+    if staged_store:
+        found += _store_problems(config, staged_store)
     total = sm90_smem(config, operand_m, operand_n, staged_store).total
     if total > SM90_SMEM_BYTES:
         found.append(f"{total} bytes of shared memory, {SM90_SMEM_BYTES} are available")
     return found
 
 
-def sm90_budget_table(
-    config: Sm90Config, operand_m: Sm90Operand, operand_n: Sm90Operand, staged_store: bool = True
-) -> str:
+def sm90_budget_table(config: Sm90Config, operand_m: Sm90Operand, operand_n: Sm90Operand, staged_store: int = 2) -> str:
     """Shared memory and registers of a configuration, one line each."""
     smem = sm90_smem(config, operand_m, operand_n, staged_store)
     registers = sm90_registers(config, "compact" in (operand_m.scales, operand_n.scales))
@@ -289,7 +309,7 @@ MAX_LOAD_STAGES = 8
 
 
 def with_most_stages(
-    config: Sm90Config, operand_m: Sm90Operand, operand_n: Sm90Operand, staged_store: bool = True
+    config: Sm90Config, operand_m: Sm90Operand, operand_n: Sm90Operand, staged_store: int = 2
 ) -> Sm90Config:
     """The configuration with as many load stages as fit (at least 2, at most MAX_LOAD_STAGES)."""
     for stages in range(MAX_LOAD_STAGES, 2, -1):

@@ -270,6 +270,18 @@ class Epilogue:
         """Whether D has half as many columns as the product (SwiGLU)."""
         return any(isinstance(node, SwigluPair) for node in self.nodes())
 
+    def without_addition_to(self, name: str) -> Epilogue | None:
+        """The tree of z if this one stores exactly C + z, C being the float32 tile `name` and used nowhere else; or
+        None.
+
+        A store that adds in memory then gives the same bits: 1 * C + z in one fma is one rounded sum.
+        """
+        out = self.out
+        if not (isinstance(out, Fma) and out.a == Constant(1.0) and out.b == Tile("float32", name)):
+            return None
+        rest = Epilogue(out.c, self.sinks)
+        return None if any(leaf.name == name for leaf in rest.leaves()) else rest
+
 
 SINKS = (Store, RowAmax, ColumnAmax)
 

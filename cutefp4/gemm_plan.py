@@ -37,8 +37,10 @@ class Sm90GemmPlan(Plan):
         config: tile sizes, stages, roles.
         epilogue: the tree.
         out_dtype: of D: "bfloat16", "float16" or "float32".
-        store: how D is written: "tma" (16-bit, rows of a multiple of 16 bytes), "pairs" (two columns per access) or
-        "elements".
+        store: how D is written: "tma" (rows of a multiple of 16 bytes), "tma_add" (the same, added to the fp32 values
+            that D holds; the tree is without that C), "pairs" (two columns per access) or "elements".
+        load: how `Tile` leaves and extra stores are accessed: "tma" (16-byte aligned rows; the first leaf with elements
+            of D's size comes through D's staging buffer, the others as pairs), "pairs" or "elements".
         activations: "nvfp4" (W4A4), or "bfloat16" / "float16": A is 16-bit and B is NVFP4 (W4A16; needs swap_ab and
             config.decode_to equal to it).
         a_scales, b_scales: layout of the block scales, "tiled" or "compact".
@@ -52,6 +54,11 @@ class Sm90GemmPlan(Plan):
     activations: str = "nvfp4"
     a_scales: str = "tiled"
     b_scales: str = "tiled"
+    load: str = "elements"
+
+    def staged_store(self) -> int:
+        """Bytes of an element of D if D leaves by TMA, else 0."""
+        return {"float32": 4}.get(self.out_dtype, 2) if self.store in ("tma", "tma_add") else 0
 
     def operands(self) -> tuple[Sm90Operand, Sm90Operand]:
         """The register and the shared operand."""

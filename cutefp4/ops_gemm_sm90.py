@@ -29,6 +29,7 @@ from cutefp4.operand import Nvfp4Operand
 from cutefp4.scale_layout import round_up
 
 _NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
+_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class GemmRequest:
     """Everything that a plan depends on; hashable, made from tensors without touching their data.
 
     m, n, k: of the product, K padded to 64. batch: L. out_dtype, activations: names of dtypes, "nvfp4" for W4A4.
-    a_scales, b_scales: layouts. tree: the epilogue. aligned: D's base address is a multiple of 16 bytes.
+    a_scales, b_scales: layouts. tree: the epilogue. aligned: D, and all matrices of the tree, start at multiples of 16
+    bytes. in_place: the tree's tile "c" is D.
     """
 
     m: int
@@ -50,21 +52,38 @@ class GemmRequest:
     tree: Epilogue
     aligned: bool = True
     batch_invariant: bool = False
+    in_place: bool = False
 
     def store(self) -> str:
         """How D can be written."""
-        columns = self.n // 2 if self.tree.halves_columns() else self.n
         if self.tree.halves_columns() or not self.aligned:
             return "elements"
-        if self.out_dtype != "float32" and columns % 8 == 0:
-            return "tma"
-        return "elements" if columns % 2 else "pairs"
+        if self.n * _BYTES[self.out_dtype] % 16 == 0:
+            return "tma_add" if self.in_place and self.tree.without_addition_to("c") else "tma"
+        return "elements" if self.n % 2 else "pairs"
+
+    def kernel_tree(self) -> Epilogue:
+        """What the kernel evaluates: the tree, without C where the store adds to it in memory."""
+        return self.tree.without_addition_to("c") if self.store() == "tma_add" else self.tree
+
+    def load(self) -> str:
+        """How tiles can be read and extra matrices written."""
+        tree = self.kernel_tree()
+        matrices = [node for node in (*tree.leaves(), *tree.sinks) if isinstance(node, (trees.Tile, trees.Store))]
+        if not matrices or not self.aligned or self.n % 2:
+            return "elements"
+        rows = all(self.n * _BYTES[node.dtype] % 16 == 0 for node in matrices)
+        return "tma" if rows and self.store() in ("tma", "tma_add") else "pairs"
+
+    def staged_store(self) -> int:
+        """Bytes of an element of D if D leaves by TMA, else 0."""
+        return _BYTES[self.out_dtype] if self.store() in ("tma", "tma_add") else 0
 
     def shape(self) -> sm90.GemmShape:
         """What the heuristic sees."""
         return sm90.GemmShape(
             self.m, self.n, self.k, self.batch, self.activations, self.a_scales, self.b_scales,
-            self.store() == "tma", self.tree.halves_columns(),
+            self.staged_store(), self.tree.halves_columns(),
         )  # fmt: skip
 
     def problem(self, sms: int) -> dict[str, tuned.Scalar]:
@@ -101,7 +120,15 @@ def plan_with(config: Sm90Config, request: GemmRequest, arch: str) -> Sm90GemmPl
     if config.swap_ab and store == "pairs":
         store = "elements"
     return Sm90GemmPlan(
-        arch, config, request.tree, request.out_dtype, store, request.activations, request.a_scales, request.b_scales
+        arch,
+        config,
+        request.kernel_tree(),
+        request.out_dtype,
+        store,
+        request.activations,
+        request.a_scales,
+        request.b_scales,
+        request.load(),
     )
 
 
@@ -129,7 +156,7 @@ class PlannedGemm:
         ]
         if self.padded_from != r.k:
             lines.append(f"K = {self.padded_from} is padded to {r.k}: rows of codes are copied once per call")
-        return "\n".join([*lines, sm90_budget_table(c, *self.plan.operands(), self.plan.store == "tma")])
+        return "\n".join([*lines, sm90_budget_table(c, *self.plan.operands(), self.plan.staged_store())])
 
 
 _plans: dict[tuple, tuple[Sm90GemmPlan, int]] = {}
@@ -211,6 +238,8 @@ def weight_constant(e4m3_max: int) -> float:
 def _gemm_into(a, a_scales, b, b_scales, leaves, d, tree: str, activations: str, batch_invariant: bool) -> None:
     """Run on 3-D operands; `leaves` are in the order of the tree's leaves and sinks."""
     l, m, _ = a.shape
+    tree = _tree(tree)
+    named = dict(zip((node.name for node in (*tree.leaves(), *tree.sinks)), leaves, strict=True))
     request = GemmRequest(
         m,
         b.shape[1],
@@ -220,11 +249,14 @@ def _gemm_into(a, a_scales, b, b_scales, leaves, d, tree: str, activations: str,
         activations,
         "tiled" if a_scales.dim() == 1 else "compact",
         "tiled" if b_scales.dim() == 1 else "compact",
-        _tree(tree),
-        d.data_ptr() % 16 == 0,
+        tree,
+        all(t.data_ptr() % 16 == 0 for t in (d, *(leaf for leaf in leaves if leaf.dim() == 3))),
         batch_invariant,
+        "c" in named and named["c"].data_ptr() == d.data_ptr(),
     )
-    _run([a, a_scales, b, b_scales], list(leaves), d, request)
+    if request.store() == "tma_add":
+        del named["c"]
+    _run([a, a_scales, b, b_scales], list(named.values()), d, request)
 
 
 gemm_into = Operator(

@@ -94,7 +94,7 @@ def request_of(case: Case) -> ops.GemmRequest:
 def plan_of(case: Case, config: Sm90Config) -> ops.Sm90GemmPlan | None:
     """The plan of one configuration; None if it is not legal."""
     request = request_of(case)
-    if sm90_problems(config, *request.shape().operands(config), request.store() == "tma"):
+    if sm90_problems(config, *request.shape().operands(config), request.staged_store()):
         return None
     return replace(ops.make_plan(request, "sm_90a", 132), config=config)
 

@@ -26,8 +26,8 @@ class GemmShape:
     """What the choice depends on.
 
     m, n, k: of D = A * B^T, K padded to 64. batch: L. activations: "nvfp4", "bfloat16" or "float16". a_scales,
-    b_scales: scale layouts. staged_store: D can leave by TMA (16 bits, 16-byte rows). halves_columns: SwiGLU over
-    column pairs, which needs the columns of D on the shared operand.
+    b_scales: scale layouts. staged_store: bytes of an element of D if it can leave by TMA (16-byte rows), else 0.
+    halves_columns: SwiGLU over column pairs, which needs the columns of D on the shared operand.
     """
 
     m: int
@@ -37,7 +37,7 @@ class GemmShape:
     activations: str = "nvfp4"
     a_scales: str = "tiled"
     b_scales: str = "tiled"
-    staged_store: bool = True
+    staged_store: int = 2
     halves_columns: bool = False
 
     def operands(self, config: Sm90Config) -> tuple[Sm90Operand, Sm90Operand]:

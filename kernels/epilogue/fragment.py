@@ -52,6 +52,24 @@ class Fragment(DeviceStruct):
     def load_scalar(self, tensor: cute.Tensor) -> Float32:
         return tensor[self.l].to(Float32)
 
-    def load_element(self, tensor: cute.Tensor, atom: int, h: int, block: int, j: int) -> Float32:
-        row, column = self.row_column(self.clamped_m(atom, h), self.clamped_n(block, j))
-        return tensor[self.l, row, column].to(Float32)
+    def load_elements(self, tensor: cute.Tensor, atom: int, h: int, block: int) -> list:
+        """The values of a D-shaped tensor at j = 0, 1."""
+        m = self.clamped_m(atom, h)
+        return [tensor[(self.l, *self.row_column(m, self.clamped_n(block, j)))].to(Float32) for j in range(2)]
+
+    def load_pair(self, tensor: cute.Tensor, atom: int, h: int, block: int) -> list:
+        """The same in one access: without swap, for even row lengths and a base aligned to two elements."""
+        n = cutlass.min(self.n(block, 0), self.size_n - 2)
+        pointer = element_pointer(tensor, (self.l, self.clamped_m(atom, h), n), 2)
+        pair = cute.make_tensor(pointer, cute.make_layout(2)).load()
+        return [pair[j].to(Float32) for j in range(2)]
+
+
+def element_pointer(tensor: cute.Tensor, coordinates, elements: int = 1) -> cute.Pointer:
+    """Pointer to `elements` consecutive elements of a global tensor, aligned to their size.
+
+    Stores inside a runtime `if` go through pointers: assigning to a tensor there would make it a value of the branch.
+    """
+    dtype = tensor.element_type
+    address = (tensor.iterator + cute.crd2idx(coordinates, tensor.layout)).toint()
+    return cute.make_ptr(dtype, address, cute.AddressSpace.gmem, assumed_align=elements * dtype.width // 8)

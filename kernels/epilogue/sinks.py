@@ -8,17 +8,7 @@ import cutlass.cute as cute
 from cutlass import Float32, Int32
 
 from . import math
-from .fragment import Fragment
-
-
-def element_pointer(tensor: cute.Tensor, coordinates, elements: int = 1) -> cute.Pointer:
-    """Pointer to `elements` consecutive elements of a global tensor, aligned to their size.
-
-    Stores inside a runtime `if` go through pointers: assigning to a tensor there would make it a value of the branch.
-    """
-    dtype = tensor.element_type
-    address = (tensor.iterator + cute.crd2idx(coordinates, tensor.layout)).toint()
-    return cute.make_ptr(dtype, address, cute.AddressSpace.gmem, assumed_align=elements * dtype.width // 8)
+from .fragment import Fragment, element_pointer
 
 
 def store_values(pointer: cute.Pointer, values: list) -> None:

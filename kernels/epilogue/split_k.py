@@ -16,7 +16,8 @@ from cutefp4.config import Sm90Config
 
 from ..common.device_struct import DeviceStruct
 from . import math
-from .sinks import element_pointer, store_values
+from .fragment import element_pointer
+from .sinks import store_values
 
 
 class SplitK(DeviceStruct):

@@ -1,26 +1,35 @@
-"""D through shared memory: fragments are written by stmatrix, one warp per warpgroup stores the tile by TMA.
+"""D through shared memory: fragments are staged box by box, one warp per warpgroup stores each box by TMA; and C the
+other way, through the same boxes.
 
-Each consumer warpgroup owns a staging buffer for its (64 * m_atoms) x tile_n elements of 16 bits, or with
-config.store_passes = 2 for half of them, in panels of 64
-columns of D: rows of 128 bytes in TMA's 128-byte swizzle (chunk index XOR row % 8). The rows of D are m, and a panel is
-64 of n; with swap_ab the rows of D are n, a panel is one 64-row tile of m, and stmatrix transposes. The copy runs while
-the next tile is multiplied; the buffer is waited for only before the next tile is staged. TMA clips what lies outside
-D. Needs 16-byte aligned rows of D.
+A *box* is what one warpgroup stages between two barriers: one 64-row tile of m, and as many n-blocks of 8 as fill
+128 bytes (8 for 16-bit D, 4 for fp32), at most 8 KiB. Its rows have 128 bytes, in TMA's 128-byte swizzle
+(16-byte chunk index XOR row % 8). The rows of D are m and a box is one panel of 64 rows; with swap_ab the rows of D
+are n, and a box is one panel of 64 columns of 16 bits, or two of 32 columns of fp32.
+
+A warpgroup has a ring of `slots` boxes (config.store_passes = boxes of its tile / slots). While one box is computed,
+the copies of the ones before it run; the last ones run under the next tile's mainloop. With store "tma_add" the copy
+adds to D in global memory (fp32): the gradient that is there is never read by the SM. On an H200 this addition rounds
+to nearest and keeps subnormals, as the oracle does (checked on 50 000 pairs, special values included).
+
+C comes the same way (load "tma"): TMA brings it into the slot where D's box will be staged, for the first boxes before
+the mainloop; each thread reads its elements of C where it then writes those of D.
+
+TMA clips what lies outside D and gives zeros for what lies outside C. Needs 16-byte aligned rows.
 """
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Float32, Int32, Uint32
+from cutlass import BFloat16, Float32, Int32, Uint32
 from cutlass._mlir.dialects import llvm
 from cutlass.cute.nvgpu import cpasync, warpgroup
 from cutlass.cutlass_dsl import T, dsl_user_op
 
-from cutefp4.config import Sm90Config
+from cutefp4.config import Sm90Config, store_box_blocks, store_boxes, store_slots
 
 from ..common.device_struct import DeviceStruct
 
-PANEL = 64
-"""Columns of a panel: 128 bytes."""
+ROW_BYTES = 128
+"""A row of a box: one row of the 128-byte swizzle."""
 
 
 @dsl_user_op
@@ -32,6 +41,27 @@ def pack_pair(low: Float32, high: Float32, kind: cutlass.Constexpr, *, loc=None,
 
 
 @dsl_user_op
+def unpack_pair(pair: Uint32, kind: cutlass.Constexpr, *, loc=None, ip=None) -> list:
+    """The two fp32 values of a register of two 16-bit ones ("bf16" or "f16"), low half first."""
+    code = {
+        "bf16": ("shl.b32 $0, $1, 16;", "and.b32 $0, $1, 0xffff0000;"),
+        "f16": (
+            "{ .reg .f16 x, y; mov.b32 {x, y}, $1; cvt.f32.f16 $0, x; }",
+            "{ .reg .f16 x, y; mov.b32 {x, y}, $1; cvt.f32.f16 $0, y; }",
+        ),
+    }[kind]
+    constraints = "=r,r" if kind == "bf16" else "=f,r"
+    values = []
+    for half in code:
+        result = T.i32() if kind == "bf16" else T.f32()
+        value = llvm.inline_asm(
+            result, [pair.ir_value(loc=loc, ip=ip)], half, constraints, has_side_effects=False, loc=loc, ip=ip
+        )
+        values.append(Float32(value if kind != "bf16" else llvm.bitcast(T.f32(), value, loc=loc, ip=ip)))
+    return values
+
+
+@dsl_user_op
 def stmatrix_x4(address: Int32, registers: list, transpose: bool, *, loc=None, ip=None) -> None:
     """Store four 8x8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l // 8."""
     arguments = [value.ir_value(loc=loc, ip=ip) for value in (address, *registers)]
@@ -39,93 +69,165 @@ def stmatrix_x4(address: Int32, registers: list, transpose: bool, *, loc=None, i
     llvm.inline_asm(None, arguments, code, "r,r,r,r,r,~{memory}", has_side_effects=True, loc=loc, ip=ip)
 
 
-def atoms_per_pass(config: Sm90Config) -> int:
-    """64-row tiles that the staging buffer holds."""
-    return config.m_atoms // config.store_passes
+@dsl_user_op
+def ldmatrix_x4(address: Int32, transpose: bool, *, loc=None, ip=None) -> list:
+    """Load what `stmatrix_x4` stores."""
+    code = f"ldmatrix.sync.aligned.m8n8.x4{'.trans' if transpose else ''}.shared.b16 {{$0, $1, $2, $3}}, [$4];"
+    result = llvm.inline_asm(
+        llvm.StructType.get_literal([T.i32()] * 4),
+        [address.ir_value(loc=loc, ip=ip)],
+        code,
+        "=r,=r,=r,=r,r,~{memory}",
+        has_side_effects=True,
+        loc=loc,
+        ip=ip,
+    )
+    return [Uint32(llvm.extractvalue(T.i32(), result, [i], loc=loc, ip=ip)) for i in range(4)]
 
 
-def panel_rows(config: Sm90Config) -> int:
-    """Rows of D that a panel holds."""
-    return config.tile_n if config.swap_ab else 64 * atoms_per_pass(config)
+def element_kind(dtype) -> str:
+    """The name of a 16-bit type in PTX."""
+    return "bf16" if dtype is BFloat16 else "f16"
 
 
-def panels(config: Sm90Config) -> int:
-    """Panels of one pass of a warpgroup."""
-    return atoms_per_pass(config) if config.swap_ab else config.tile_n // PANEL
-
-
-def staging_layout(config: Sm90Config, dtype):
-    """Shared layout (rows, 64) of one panel of a warpgroup."""
+def box_layout(config: Sm90Config, dtype):
+    """Shared layout (rows, columns) of one panel of a box."""
     atom = warpgroup.make_smem_layout_atom(warpgroup.SmemLayoutAtomKind.K_SW128, dtype)
-    return cute.tile_to_shape(atom, (panel_rows(config), PANEL), order=(0, 1))
+    return cute.tile_to_shape(atom, _panel_shape(config, dtype), order=(0, 1))
 
 
-def store_tma(d: cute.Tensor, config: Sm90Config) -> tuple:
-    """TMA atom and coordinate tensor of D (L, M, N) for boxes of one panel."""
-    l, m, n = d.shape
-    mnl = cute.make_tensor(d.iterator, cute.make_layout((m, n, l), stride=(n, 1, m * n)))
-    layout = staging_layout(config, d.element_type)
-    info = cpasync.make_tiled_tma_atom(cpasync.CopyBulkTensorTileS2GOp(), mnl, layout, (panel_rows(config), PANEL))
+def _panel_shape(config: Sm90Config, dtype) -> tuple[int, int]:
+    size = dtype.width // 8
+    rows = 8 * store_box_blocks(config, size) if config.swap_ab else 64
+    return rows, ROW_BYTES // size
+
+
+def matrix_tma(matrix: cute.Tensor, config: Sm90Config, operation) -> tuple:
+    """TMA atom and coordinate tensor of a matrix (L, M, N) like D, in panels of a box."""
+    l, m, n = matrix.shape
+    mnl = cute.make_tensor(matrix.iterator, cute.make_layout((m, n, l), stride=(n, 1, m * n)))
+    dtype = matrix.element_type
+    info = cpasync.make_tiled_tma_atom(operation, mnl, box_layout(config, dtype), _panel_shape(config, dtype))
     return tuple(info)[:2]
 
 
-class StagedStore(DeviceStruct):
-    """One warpgroup's staging buffer and its TMA stores."""
+def store_operation(store: str):
+    """The TMA operation of a plan's `store`."""
+    return cpasync.CopyReduceBulkTensorTileS2GOp() if store == "tma_add" else cpasync.CopyBulkTensorTileS2GOp()
 
-    def __init__(self, atom, tma, store: cute.Pointer, config: Sm90Config, dtype, consumer: Int32, thread: Int32):
-        self.atom, self.tma, self.config, self.dtype = atom, tma, config, dtype
-        self.consumer, self.thread = consumer, thread
-        self.buffer = store + consumer * (64 * atoms_per_pass(config) * config.tile_n * 2)
-        self.lane, self.warp = thread % 32, thread // 32
+
+class StagedStore(DeviceStruct):
+    """One warpgroup's ring of boxes, the TMA stores of D, and the TMA loads of C.
+
+    store_tma, load_tma: (atom, coordinates) of D and of C; () for no C.
+    load_dtype: of C; of the size of D's elements.
+    buffer: this warpgroup's boxes. full: its barriers, one per slot, each filled by TMA with a box of C.
+    """
+
+    def __init__(self, tmas, dtypes, buffer: cute.Pointer, full, config: Sm90Config, consumer: Int32, thread: Int32):
+        self.store_tma, self.load_tma = tmas
+        self.dtype, self.load_dtype = dtypes
+        self.config, self.consumer, self.thread, self.full = config, consumer, thread, full
+        size = self.dtype.width // 8
+        self.boxes, self.slots = store_boxes(config, size), store_slots(config, size)
+        self.blocks = store_box_blocks(config, size)
+        self.box_bytes = 64 * 8 * self.blocks * size
+        self.address = Int32(buffer.toint()) + self._thread_offset(thread % 32, thread // 32)
+        self.buffer = buffer
+
+    def _thread_offset(self, lane: Int32, warp: Int32) -> Int32:
+        """Where this thread's part of a box begins; the rest of an address is a constant, see `_address`.
+
+        16 bits: the row that the lane addresses for stmatrix, of n-blocks 0 and 1. fp32: its element h = j = 0 of
+        n-block 0.
+        """
+        g, t, row = lane // 4, lane % 4, lane % 8
+        if self.dtype.width == 16:
+            high, second = (lane // 8) % 2, lane // 16
+            if self.config.swap_ab:
+                return (8 * second + row) * ROW_BYTES + ((2 * warp + high) ^ row) * 16
+            return (16 * warp + 8 * high + row) * ROW_BYTES + (second ^ row) * 16
+        if self.config.swap_ab:
+            panel = (warp // 2) * (8 * self.blocks * ROW_BYTES)
+            return panel + 2 * t * ROW_BYTES + ((4 * (warp % 2) + g // 4) ^ (2 * t)) * 16 + (g % 4) * 4
+        return (16 * warp + g) * ROW_BYTES + ((t // 2) ^ g) * 16 + (t % 2) * 8
+
+    def _address(self, box: int, block: int, h: int = 0, j: int = 0) -> Int32:
+        """Of n-block `block` of a box: one XOR with a constant (the swizzle) and one constant offset."""
+        offset = (box % self.slots) * self.box_bytes
+        if self.config.swap_ab:
+            flip = 0 if self.dtype.width == 16 else 32 * h + 16 * j
+            offset += block * 8 * ROW_BYTES + j * ROW_BYTES
+        else:
+            flip = block * 16 if self.dtype.width == 16 else block * 32
+            offset += h * 8 * ROW_BYTES
+        return (self.address ^ flip) + offset
+
+    def write(self, box: int, block: int, values: list) -> None:
+        """Stage n-blocks of a box: values[b][h][j] of `block` + b, two of them for 16 bits, one for fp32."""
+        if self.dtype.width == 16:
+            registers = [pack_pair(*rows, element_kind(self.dtype)) for b in values for rows in b]
+            stmatrix_x4(self._address(box, block), registers, self.config.swap_ab)
+            return
+        for h in range(2):
+            if self.config.swap_ab:
+                for j in range(2):
+                    _store_floats(self._address(box, block, h, j), [values[0][h][j]])
+            else:
+                _store_floats(self._address(box, block, h), values[0][h])
+
+    def read(self, box: int, block: int) -> list:
+        """The elements of C where `write` will put those of D."""
+        if self.dtype.width == 16:
+            pairs = ldmatrix_x4(self._address(box, block), self.config.swap_ab)
+            halves = [unpack_pair(pair, element_kind(self.load_dtype)) for pair in pairs]
+            return [halves[:2], halves[2:]]
+        if self.config.swap_ab:
+            return [[[_load_floats(self._address(box, block, h, j), 1)[0] for j in range(2)] for h in range(2)]]
+        return [[_load_floats(self._address(box, block, h), 2) for h in range(2)]]
+
+    @property
+    def blocks_per_access(self) -> int:
+        """n-blocks that one `read` or `write` covers."""
+        return 2 if self.dtype.width == 16 else 1
 
     @cute.jit
-    def wait_buffer(self):
-        """Before staging: what was staged before has been read from the buffer, and all threads know it."""
+    def fetch_first(self, work):
+        """Before the mainloop: start loading the first boxes of C."""
         if self.thread // 32 == 0:
             cute.arch.cp_async_bulk_wait_group(0, read=True)
-        self._sync()
-
-    def stage(self, atom: int, block: int, registers: list) -> None:
-        """Write n-blocks `block` and `block` + 1 of the pass's 64-row tile `atom`.
-
-        registers: packed pairs of (rows g, block), (g + 8, block), (g, block + 1), (g + 8, block + 1): matrices 0..3.
-        """
-        high, second = (self.lane // 8) % 2, self.lane // 16
-        if self.config.swap_ab:
-            panel, row = atom, 8 * (second + block) + self.lane % 8
-            chunk = 2 * self.warp + high
-        else:
-            panel, row = block // 8, 64 * atom + 16 * self.warp + 8 * high + self.lane % 8
-            chunk = second + block % 8
-        offset = panel * (panel_rows(self.config) * 128) + row * 128 + (chunk ^ (row % 8)) * 16
-        stmatrix_x4(Int32((self.buffer + offset).toint()), registers, self.config.swap_ab)
+            for box in cutlass.range_constexpr(self.slots):
+                self._fetch(work, box)
 
     @cute.jit
-    def store(self, tile_m: Int32, tile_n: Int32, l: Int32, store_pass: cutlass.Constexpr):
-        """After staging: store this pass of the warpgroup's part of tile (tile_m, tile_n) of batch l."""
+    def begin(self, box: cutlass.Constexpr, tiles: Int32):
+        """Before a box is written (and C read): its slot is free, or holds C.
+
+        tiles: work tiles that this warpgroup has finished.
+        """
+        if cutlass.const_expr(len(self.load_tma) > 0):
+            laps = self.boxes // self.slots
+            phase = (tiles * laps + box // self.slots) % 2
+            cute.arch.mbarrier_wait(self.full + box % self.slots, phase)
+        elif cutlass.const_expr(self.slots == 1):
+            if self.thread // 32 == 0:
+                cute.arch.cp_async_bulk_wait_group(0, read=True)
+            self._sync()
+
+    @cute.jit
+    def end(self, box: cutlass.Constexpr, work):
+        """After a box is written: store it, and make the next slot ready."""
         cute.arch.fence_view_async_shared()
+        if cutlass.const_expr(self.slots > 1 and len(self.load_tma) == 0):
+            # The barrier below tells everybody that the slot of the next box has been read.
+            if self.thread // 32 == 0:
+                cute.arch.cp_async_bulk_wait_group(self.slots - 2, read=True)
         self._sync()
         if self.thread // 32 == 0:
-            self._issue(tile_m, tile_n, l, store_pass)
-
-    def _issue(self, tile_m: Int32, tile_n: Int32, l: Int32, store_pass: int) -> None:
-        config, rows = self.config, panel_rows(self.config)
-        layout = staging_layout(config, self.dtype)
-        tiles = cute.local_tile(self.tma, (rows, PANEL), (None, None, None))
-        part = (tile_m * config.consumer_groups + self.consumer) * config.store_passes + store_pass
-        for panel in range(panels(config)):
-            smem = cute.make_tensor(
-                cute.recast_ptr(self.buffer + panel * (rows * 128), layout.inner, dtype=self.dtype), layout.outer
-            )
-            smem_part, gmem_part = cpasync.tma_partition(
-                self.atom, 0, cute.make_layout(1), cute.group_modes(smem, 0, 2), cute.group_modes(tiles, 0, 2)
-            )
-            if config.swap_ab:
-                coordinates = (None, tile_n, part * panels(config) + panel, l)
-            else:
-                coordinates = (None, part, tile_n * panels(config) + panel, l)
-            cute.copy(self.atom, smem_part, gmem_part[coordinates])
-        cute.arch.cp_async_bulk_commit_group()
+            self._store(work, box)
+            if cutlass.const_expr(len(self.load_tma) > 0 and box + self.slots < self.boxes):
+                cute.arch.cp_async_bulk_wait_group(0, read=True)
+                self._fetch(work, box + self.slots)
 
     @cute.jit
     def drain(self):
@@ -133,5 +235,52 @@ class StagedStore(DeviceStruct):
         if self.thread // 32 == 0:
             cute.arch.cp_async_bulk_wait_group(0, read=True)
 
+    def _panels(self, tma: tuple, dtype, work, box: int) -> list:
+        """(shared, global) partitions of the panels of a box."""
+        config, per_atom = self.config, self.config.tile_n // (8 * self.blocks)
+        layout, (rows, columns) = box_layout(config, dtype), _panel_shape(config, dtype)
+        tiles = cute.local_tile(tma[1], (rows, columns), (None, None, None))
+        atom = (work.m * config.consumer_groups + self.consumer) * config.m_atoms + box // per_atom
+        along_n = work.n * per_atom + box % per_atom
+        found = []
+        for panel in range(self.box_bytes // (rows * ROW_BYTES)):
+            start = self.buffer + ((box % self.slots) * self.box_bytes + panel * rows * ROW_BYTES)
+            smem = cute.make_tensor(cute.recast_ptr(start, layout.inner, dtype=dtype), layout.outer)
+            shared, in_memory = cpasync.tma_partition(
+                tma[0], 0, cute.make_layout(1), cute.group_modes(smem, 0, 2), cute.group_modes(tiles, 0, 2)
+            )
+            row, column = (along_n, atom * (64 // columns) + panel) if config.swap_ab else (atom, along_n)
+            found.append((shared, in_memory[(None, row, column, work.l)]))
+        return found
+
+    def _store(self, work, box: int) -> None:
+        for shared, in_memory in self._panels(self.store_tma, self.dtype, work, box):
+            cute.copy(self.store_tma[0], shared, in_memory)
+        cute.arch.cp_async_bulk_commit_group()
+
+    def _fetch(self, work, box: int) -> None:
+        barrier = self.full + box % self.slots
+        with cute.arch.elect_one():
+            cute.arch.mbarrier_arrive_and_expect_tx(barrier, self.box_bytes)
+        for shared, in_memory in self._panels(self.load_tma, self.load_dtype, work, box):
+            cute.copy(self.load_tma[0], in_memory, shared, tma_bar_ptr=barrier)
+
     def _sync(self) -> None:
         cute.arch.barrier(barrier_id=1 + self.consumer, number_of_threads=128)
+
+
+def _floats(address: Int32, count: int) -> cute.Tensor:
+    pointer = cute.make_ptr(Float32, address, cute.AddressSpace.smem, assumed_align=4 * count)
+    return cute.make_tensor(pointer, cute.make_layout(count))
+
+
+def _store_floats(address: Int32, values: list) -> None:
+    registers = cute.make_rmem_tensor(len(values), Float32)
+    for i, value in enumerate(values):
+        registers[i] = value
+    _floats(address, len(values)).store(registers.load())
+
+
+def _load_floats(address: Int32, count: int) -> list:
+    vector = _floats(address, count).load()
+    return [Float32(vector[i]) for i in range(count)]

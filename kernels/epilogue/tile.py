@@ -12,14 +12,14 @@ import cutlass.cute as cute
 from cutlass import Float32, Int32
 
 from cutefp4 import epilogue as nodes
-from cutefp4.config import Sm90Config
+from cutefp4.config import Sm90Config, store_box_blocks, store_slots
 
 from ..common.device_struct import DeviceStruct
 from . import math
 from .fragment import Fragment
 from .sinks import in_bounds, reduce_over_m, reduce_over_n, store_half, store_pair
 from .split_k import SplitK
-from .staged_store import StagedStore, pack_pair
+from .staged_store import StagedStore
 from .tree import evaluate
 
 
@@ -30,31 +30,46 @@ class EpilogueSpec:
     Attributes:
         tree: what to compute.
         acc_exponent: the accumulators hold the sum times 2^acc_exponent.
-        store: "tma" (16-bit D, 16-byte aligned rows, no swap), "pairs" (two columns per access) or "elements".
+        store: "tma" (16-byte aligned rows), "tma_add" (fp32, added to what D holds), "pairs" (two columns per access)
+            or "elements".
+        load: how `Tile` leaves are read (and extra matrices stored): "tma" (the first one that has elements of D's
+            size through D's staging buffer, the others as pairs), "pairs" or "elements".
     """
 
     tree: nodes.Epilogue
     acc_exponent: int
     store: str
+    load: str
+
+    @property
+    def staged(self) -> bool:
+        """Whether D leaves through shared memory."""
+        return self.store in ("tma", "tma_add")
 
 
 class TileEpilogue(DeviceStruct):
     """The epilogue of one consumer warpgroup, bound to its tensors.
 
     tensors: by name: D as "d", leaves and sinks by their own names; vectors (L, size), matrices (L, M, N), scalars
-    (L,).
+    (L,). staged_leaf: name of the `Tile` that comes through the staging buffer, or "".
     """
 
-    def __init__(self, spec: EpilogueSpec, config: Sm90Config, tensors: dict, sizes, parts, consumer, thread):
+    def __init__(self, spec, config: Sm90Config, tensors: dict, sizes, parts, staged_leaf: str, consumer, thread):
         self.spec, self.config, self.tensors, self.sizes = spec, config, tensors, sizes
         self.staged, self.split, self.vectors = parts
-        self.consumer, self.thread = consumer, thread
+        self.staged_leaf, self.consumer, self.thread = staged_leaf, consumer, thread
 
+    @cute.jit
     def prefetch(self, work):
-        """Start loading the vectors of a work tile; call it before the mainloop, whose time hides the latency.
+        """Start loading the vectors of a work tile, and C; call it before the mainloop, whose time hides the latency.
 
         Returns (values along m in registers, this thread's part of the vectors along n, scalars).
         """
+        if cutlass.const_expr(self.staged_leaf != "" and not self.config.shares_k):
+            self.staged.fetch_first(work)
+        return self._load_vectors(work)
+
+    def _load_vectors(self, work):
         fragment = self._fragment(work)
         along_m = {
             (leaf.name, atom, h): fragment.load_vector(self.tensors[leaf.name], fragment.clamped_m(atom, h))
@@ -74,40 +89,54 @@ class TileEpilogue(DeviceStruct):
         return along_m, along_n, {leaf.name: fragment.load_scalar(self.tensors[leaf.name]) for leaf in leaves}
 
     @cute.jit
-    def store_tile(self, work, acc, prefetched):
-        """Finish one work tile with what `prefetch` returned for it."""
+    def store_tile(self, work, acc, prefetched, tiles: Int32) -> Int32:
+        """Finish one work tile with what `prefetch` returned for it.
+
+        tiles: work tiles that this warpgroup has finished before; returns their number afterwards.
+        """
         if cutlass.const_expr(self.config.shares_k):
             if self.split.reduce(work, acc):
-                self.apply(work, acc, prefetched)
+                if cutlass.const_expr(self.staged_leaf != ""):
+                    self.staged.fetch_first(work)
+                self.apply(work, acc, prefetched, tiles)
+                tiles += 1
         else:
-            self.apply(work, acc, prefetched)
+            self.apply(work, acc, prefetched, tiles)
+            tiles += 1
+        return tiles
 
     @cute.jit
-    def apply(self, work, acc, prefetched):
+    def apply(self, work, acc, prefetched, tiles: Int32):
         """Evaluate the tree on finished accumulators and store."""
         along_m, along_n, scalars = prefetched
+        loaded = (along_m, scalars)
         fragment = self._fragment(work)
         amax_m: dict = {}
-        staged = self.spec.store == "tma"
-        passes = self.config.store_passes if staged else 1
-        per_pass = self.config.m_atoms // passes
         if cutlass.const_expr(len(along_n) > 0):
             self._share_along_n(along_n)
-        for store_pass in cutlass.range_constexpr(passes):
-            atoms = range(store_pass * per_pass, (store_pass + 1) * per_pass)
-            if cutlass.const_expr(staged):
-                self.staged.wait_buffer()
-            for block in cutlass.range_constexpr(0, self.config.tile_n // 8, 2 if staged else 1):
-                packed = []
-                for b in cutlass.range_constexpr(block, block + (2 if staged else 1)):
-                    packed.append(self._block(fragment, acc, b, atoms, (along_m, scalars), amax_m))
-                if cutlass.const_expr(staged):
-                    for i in cutlass.range_constexpr(per_pass):
-                        self.staged.stage(i, block, [*packed[0][i], *packed[1][i]])
-            if cutlass.const_expr(staged):
-                self.staged.store(work.m, work.n, work.l, store_pass)
+        if cutlass.const_expr(self.spec.staged):
+            for box in cutlass.range_constexpr(self.staged.boxes):
+                self.staged.begin(box, tiles)
+                self._stage_box(fragment, acc, box, loaded, amax_m)
+                self.staged.end(box, work)
+        else:
+            for block in cutlass.range_constexpr(self.config.tile_n // 8):
+                self._block(fragment, acc, block, range(self.config.m_atoms), loaded, amax_m)
         for (name, atom, h), value in amax_m.items():
             reduce_over_n(self.tensors[name], fragment, atom, h, value)
+
+    def _stage_box(self, fragment: Fragment, acc, box: int, loaded, amax_m: dict) -> None:
+        """Compute one box of D and write it to shared memory."""
+        staged, per_atom = self.staged, self.config.tile_n // (8 * self.staged.blocks)
+        atom, first = box // per_atom, box % per_atom * staged.blocks
+        for block in range(0, staged.blocks, staged.blocks_per_access):
+            access = range(block, block + staged.blocks_per_access)
+            tiles = staged.read(box, block) if self.staged_leaf else [None] * len(access)
+            values = [
+                self._block(fragment, acc, first + b, [atom], loaded, amax_m, tile)[0]
+                for b, tile in zip(access, tiles, strict=True)
+            ]
+            staged.write(box, block, values)
 
     def _fragment(self, work) -> Fragment:
         config, lane = self.config, self.thread % 32
@@ -149,28 +178,42 @@ class TileEpilogue(DeviceStruct):
         pair = cute.make_tensor(pointer, cute.make_layout(2)).load()
         return [Float32(pair[0]), Float32(pair[1])]
 
-    def _block(self, fragment: Fragment, acc, block: int, atoms: range, loaded, amax_m: dict) -> list:
-        """All elements of one n-block of some 64-row tiles; returns per 64-row tile the packed pairs of rows g and g +
-        8 (staged store)."""
+    def _block(self, fragment: Fragment, acc, block: int, atoms, loaded, amax_m: dict, tile=None) -> list:
+        """All elements of one n-block of some 64-row tiles.
+
+        tile: values [h][j] of the staged leaf, for a single 64-row tile. Returns D's values [h][j] per 64-row tile
+        (staged store).
+        """
         along_n = {
             (leaf.name, j): value
             for v, leaf in enumerate(self._vectors(False))
             for j, value in enumerate(self._shared_pair(v, block))
         }
         amax_n: dict = {}
-        packed = []
+        values = []
         for atom in atoms:
             rows = []
             for h in range(2):
-                elements = [self._element(fragment, acc, loaded, along_n, (atom, h, block, j)) for j in range(2)]
+                tiles = self._load_tiles(fragment, atom, h, block)
+                if tile is not None:
+                    tiles[self.staged_leaf] = tile[h]
+                elements = [self._element(acc, loaded, along_n, tiles, (atom, h, block, j)) for j in range(2)]
                 rows.append(self._store_out(fragment, elements, (atom, h, block)))
                 self._run_sinks(fragment, elements, (atom, h, block), amax_m, amax_n)
-            packed.append(rows)
+            values.append(rows)
         for (name, j), value in amax_n.items():
             reduce_over_m(self.tensors[name], fragment, block, j, value)
-        return packed
+        return values
 
-    def _element(self, fragment: Fragment, acc, loaded, along_n, position):
+    def _load_tiles(self, fragment: Fragment, atom: int, h: int, block: int) -> dict:
+        """By name, the values [j] of the `Tile` leaves that are read from global memory."""
+        leaves = [leaf for leaf in self.spec.tree.leaves() if isinstance(leaf, nodes.Tile)]
+        load = fragment.load_elements if self.spec.load == "elements" or self.config.swap_ab else fragment.load_pair
+        return {
+            leaf.name: load(self.tensors[leaf.name], atom, h, block) for leaf in leaves if leaf.name != self.staged_leaf
+        }
+
+    def _element(self, acc, loaded, along_n, tiles: dict, position):
         """A function that evaluates a node for one element, each node once."""
         atom, h, block, j = position
         along_m, scalars = loaded
@@ -183,21 +226,22 @@ class TileEpilogue(DeviceStruct):
             if isinstance(leaf, nodes.Scalar):
                 return scalars[leaf.name]
             if isinstance(leaf, nodes.Tile):
-                return fragment.load_element(self.tensors[leaf.name], atom, h, block, j)
-            return along_m[leaf.name, atom, h] if fragment.on_m(leaf) else along_n[leaf.name, j]
+                return tiles[leaf.name][j]
+            on_m = isinstance(leaf, nodes.Column if self.config.swap_ab else nodes.Row)
+            return along_m[leaf.name, atom, h] if on_m else along_n[leaf.name, j]
 
         return lambda node: evaluate(node, leaf_value, memo)
 
     def _store_out(self, fragment: Fragment, elements, position):
-        """Store D's pair of elements, or return it packed for the staged store."""
+        """Store D's pair of elements, or return it for the staged store."""
         out, d = self.spec.tree.out, self.tensors["d"]
         if isinstance(out, nodes.SwigluPair):
             gate, up = (element(out.x) for element in elements)
             store_half(d, fragment, *position, math.mul(math.silu(gate), up))
             return None
         values = [element(out) for element in elements]
-        if self.spec.store == "tma":
-            return pack_pair(*values, "bf16" if d.element_type is cutlass.BFloat16 else "f16")
+        if self.spec.staged:
+            return values
         store_pair(d, fragment, *position, values, self.spec.store == "pairs")
         return None
 
@@ -206,7 +250,8 @@ class TileEpilogue(DeviceStruct):
         for sink in self.spec.tree.sinks:
             values = [element(sink.value) for element in elements]
             if isinstance(sink, nodes.Store):
-                store_pair(self.tensors[sink.name], fragment, *position, values, False)
+                pairs = self.spec.load != "elements" and not self.config.swap_ab
+                store_pair(self.tensors[sink.name], fragment, *position, values, pairs)
                 continue
             magnitudes = [
                 in_bounds(fragment, atom, h, block, j, math.absolute(value)) for j, value in enumerate(values)
@@ -228,18 +273,34 @@ def _accumulate(maxima: dict, key, value: Float32) -> None:
     maxima[key] = math.larger(maxima[key], value) if key in maxima else value
 
 
-def bind(spec: EpilogueSpec, config: Sm90Config, tensors: dict, sizes, storage, tma, consumer: Int32, thread: Int32):
+def bind(spec: EpilogueSpec, config: Sm90Config, tensors: dict, sizes, storage, tmas, consumer: Int32, thread: Int32):
     """The epilogue of consumer warpgroup `consumer`.
 
     Args:
         tensors: see `TileEpilogue`; with split-K also "partials" and "counters".
         sizes: rows of the register and of the shared operand.
-        storage: shared memory: `store` (staging) and `flags`.
-        tma: (atom, coordinate tensor) of D for the staged store, or ().
+        storage: shared memory: `store` (staging), `tile_full` (barriers of the staged leaf) and `flags`.
+        tmas: (atom, coordinate tensor) of D for the staged store and of the staged leaf, or () each.
     """
-    staged = StagedStore(*tma, storage.store, config, tensors["d"].element_type, consumer, thread) if tma else ()
+    staged, staged_leaf = (), ""
+    if spec.staged:
+        size = tensors["d"].element_type.width // 8
+        if tmas[1]:
+            staged_leaf = staged_tile(spec.tree, size)
+        dtypes = tensors["d"].element_type, tensors[staged_leaf or "d"].element_type
+        slots = store_slots(config, size)
+        buffer = storage.store + consumer * (slots * 64 * 8 * store_box_blocks(config, size) * size)
+        full = storage.tile_full + consumer * slots
+        staged = StagedStore(tmas, dtypes, buffer, full, config, consumer, thread)
     split = ()
     if config.shares_k:
         split = SplitK(tensors["partials"], tensors["counters"], storage.flags, config, consumer, thread)
     vectors = storage.vectors + consumer * (n_vectors(spec.tree, config.swap_ab) * config.tile_n)
-    return TileEpilogue(spec, config, tensors, sizes, (staged, split, vectors), consumer, thread)
+    return TileEpilogue(spec, config, tensors, sizes, (staged, split, vectors), staged_leaf, consumer, thread)
+
+
+def staged_tile(tree: nodes.Epilogue, element_bytes: int) -> str:
+    """Name of the first `Tile` with elements of this size, which comes through D's staging buffer; "" if none."""
+    sizes = {"float32": 4, "bfloat16": 2, "float16": 2}
+    tiles = [leaf for leaf in tree.leaves() if isinstance(leaf, nodes.Tile) and sizes[leaf.dtype] == element_bytes]
+    return tiles[0].name if tiles else ""

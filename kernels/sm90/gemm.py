@@ -30,16 +30,16 @@ Constraints: K % 64 == 0 (pad with zeros otherwise), any M, N >= 1; sm_90a.
 import cutlass
 import cutlass.cute as cute
 from cutlass import BFloat16, Float16, Float32, Int32, Uint8
-from cutlass.cute.nvgpu import OperandMajorMode, warpgroup
+from cutlass.cute.nvgpu import OperandMajorMode, cpasync, warpgroup
 from cutlass.cute.runtime import make_fake_compact_tensor, make_fake_stream
 
 from cutefp4 import epilogue as nodes
-from cutefp4.config import Sm90Config, sm90_registers
+from cutefp4.config import Sm90Config, sm90_registers, store_slots
 from cutefp4.gemm_plan import Sm90GemmPlan
 
 from ..common.barriers import Ring, RingSpec
 from ..epilogue import tile as tile_epilogue
-from ..epilogue.staged_store import store_tma
+from ..epilogue.staged_store import matrix_tma, store_operation
 from ..scheduler import StaticScheduler, StreamKScheduler
 from .decode import ActivationReorderer, RegisterOperandReader, SharedOperandDecoder, decode_role
 from .loader import SCALE_WARPS, CompactScaleLoader, OperandLoader, compact_scale_role, load_role, operand_tma
@@ -71,9 +71,10 @@ class Sm90Gemm:
         self.registers = sm90_registers(plan.config, compact)
         self.size = stage_bytes(plan)
         acc_exponent = self.format.product_exponent * (2 if plan.activations == "nvfp4" else 1)
-        self.epilogue = tile_epilogue.EpilogueSpec(plan.epilogue, acc_exponent, plan.store)
-        passes, tile = plan.config.store_passes, plan.config.tile_m * plan.config.tile_n
-        self.store_bytes = tile * 2 // passes if plan.store == "tma" else 0
+        self.epilogue = tile_epilogue.EpilogueSpec(plan.epilogue, acc_exponent, plan.store, plan.load)
+        config, element = plan.config, plan.staged_store()
+        self.store_bytes = config.tile_m * config.tile_n * element // config.store_passes
+        self.tile_slots = config.consumer_groups * store_slots(config, element) if element else 0
         vectors = tile_epilogue.n_vectors(plan.epilogue, plan.config.swap_ab)
         self.vector_floats = vectors * plan.config.tile_n * plan.config.consumer_groups
 
@@ -92,7 +93,7 @@ class Sm90Gemm:
         rows_n = second[0].shape[1]
         tma_m = operand_tma(*first, self.operand_m, config)
         tma_n = operand_tma(*second, self.operand_n, config)
-        tma_d = store_tma(epilogue_tensors[0], config) if self.plan.store == "tma" else ()
+        tma_d = self.epilogue_tma(epilogue_tensors)
         compact = [
             (side, scales)
             for side, scales, operand in (("m", first[1], self.operand_m), ("n", second[1], self.operand_n))
@@ -125,19 +126,32 @@ class Sm90Gemm:
             stream=stream,
         )
 
+    def epilogue_tma(self, tensors) -> tuple:
+        """(atom, coordinates) of D and of the leaf that comes through its staging buffer; () each if not."""
+        element, load = self.plan.staged_store(), ()
+        if not element:
+            return (), ()
+        name = tile_epilogue.staged_tile(self.plan.epilogue, element) if self.plan.load == "tma" else ""
+        if name:
+            tile = tensors[self.plan.tensor_names().index(name)]
+            load = matrix_tma(tile, self.config, cpasync.CopyBulkTensorTileG2SOp())
+        return matrix_tma(tensors[0], self.config, store_operation(self.plan.store)), load
+
     @cute.kernel
     def kernel(self, tma_m, tma_n, tma_d, compact_tensors, tiled_mma, epilogue_tensors, sizes, scheduler):
         config, size = self.config, self.size
         thread, _, _ = cute.arch.thread_idx()
         warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
         group, lane = warp // 4, thread % 32
-        storage = allocate(config, size, self.store_bytes, self.vector_floats)
+        storage = allocate(config, size, self.store_bytes, self.tile_slots, self.vector_floats)
         load_spec, mma_spec = ring_specs(self.plan)
         load_ring = Ring(load_spec, storage.full, storage.empty)
         mma_ring = Ring(mma_spec, storage.mma_full, storage.mma_empty)
         if thread == 0:
             load_ring.init()
             mma_ring.init()
+            for slot in cutlass.range_constexpr(self.tile_slots):
+                cute.arch.mbarrier_init(storage.tile_full + slot, 1)
             cute.arch.mbarrier_init_fence()
         cute.arch.sync_threads()
 
@@ -187,16 +201,17 @@ class Sm90Gemm:
         states = rings[0].consumer_state(), rings[1].consumer_state()
         first, _, _ = cute.arch.block_idx()
         step, _, _ = cute.arch.grid_dim()
+        tiles = Int32(0)
         for index in cutlass.range(first, scheduler.total(), step, unroll=1):
             work = scheduler.work(index)
             prefetched = epilogue.prefetch(work)
             states = mainloop(work, mma, reader, rings, states, self.size, thread % 32)
             if cutlass.const_expr(config.stream_k):
                 if work.k_count > 0:
-                    epilogue.store_tile(work, mma.acc, prefetched)
+                    tiles = epilogue.store_tile(work, mma.acc, prefetched, tiles)
             else:
-                epilogue.store_tile(work, mma.acc, prefetched)
-        if cutlass.const_expr(self.plan.store == "tma"):
+                tiles = epilogue.store_tile(work, mma.acc, prefetched, tiles)
+        if cutlass.const_expr(self.plan.staged_store() > 0):
             epilogue.staged.drain()
 
 
@@ -211,7 +226,17 @@ def decoded_operand(config: Sm90Config, storage, dtype) -> cute.Tensor:
 
 
 DTYPES = {"bfloat16": BFloat16, "float16": Float16, "float32": Float32}
-_COLUMN_MULTIPLE = {"tma": 8, "pairs": 2, "elements": 1}
+
+
+def _row_bytes(access: str, dtype) -> int:
+    """What the rows of a matrix start at a multiple of, for a way to access it."""
+    return {"tma": 16, "tma_add": 16, "pairs": dtype.width // 4, "elements": dtype.width // 8}[access]
+
+
+def _column_multiple(plan: Sm90GemmPlan) -> int:
+    """What the columns of D are a multiple of, as its store requires."""
+    dtype = DTYPES[plan.out_dtype]
+    return _row_bytes(plan.store, dtype) * 8 // dtype.width
 
 
 def _matrix(dtype, *shape, align: int = 16):
@@ -223,17 +248,18 @@ def _matrix(dtype, *shape, align: int = 16):
 def _epilogue_fakes(plan: Sm90GemmPlan, l, m, n) -> tuple:
     """Fake tensors of `plan.tensor_names()`, in their order."""
     tree, dtype = plan.epilogue, DTYPES[plan.out_dtype]
-    align = {"tma": 16, "pairs": dtype.width // 4, "elements": dtype.width // 8}[plan.store]
-    n_out = cute.sym_int(divisibility=_COLUMN_MULTIPLE[plan.store]) if tree.halves_columns() else n
-    fakes = [_matrix(dtype, l, m, n_out, align=align)]
+    n_out = cute.sym_int(divisibility=_column_multiple(plan)) if tree.halves_columns() else n
+    fakes = [_matrix(dtype, l, m, n_out, align=_row_bytes(plan.store, dtype))]
     for leaf in tree.leaves():
         dtype = DTYPES[leaf.dtype]
         shape = {nodes.Row: (l, m), nodes.Column: (l, n), nodes.Scalar: (l,), nodes.Tile: (l, m, n)}
-        fakes.append(_matrix(dtype, *shape[type(leaf)], align=dtype.width // 8))
+        align = _row_bytes(plan.load if isinstance(leaf, nodes.Tile) else "elements", dtype)
+        fakes.append(_matrix(dtype, *shape[type(leaf)], align=align))
     for sink in tree.sinks:
         dtype = DTYPES[sink.dtype] if isinstance(sink, nodes.Store) else Float32
         shape = {nodes.Store: (l, m, n), nodes.RowAmax: (l, m), nodes.ColumnAmax: (l, n)}
-        fakes.append(_matrix(dtype, *shape[type(sink)], align=dtype.width // 8))
+        align = _row_bytes(plan.load if isinstance(sink, nodes.Store) else "elements", dtype)
+        fakes.append(_matrix(dtype, *shape[type(sink)], align=align))
     if plan.config.shares_k:
         registers = plan.config.m_atoms * plan.config.tile_n // 2
         fakes.append(_matrix(Float32, cute.sym_int(), plan.config.consumer_groups, registers, 128))
@@ -253,7 +279,7 @@ def _operand_fakes(activations: str, scales: str, l, rows, bytes_k) -> tuple:
 def build(plan: Sm90GemmPlan):
     """The jit function and fake arguments of a plan."""
     l, m, bytes_k = cute.sym_int(), cute.sym_int(), cute.sym_int(divisibility=32)
-    n = cute.sym_int(divisibility=1 if plan.epilogue.halves_columns() else _COLUMN_MULTIPLE[plan.store])
+    n = cute.sym_int(divisibility=1 if plan.epilogue.halves_columns() else _column_multiple(plan))
     a = _operand_fakes(plan.activations, plan.a_scales, l, m, bytes_k)
     b = _operand_fakes("nvfp4", plan.b_scales, l, n, bytes_k)
     stream = make_fake_stream(use_tvm_ffi_env_stream=True)

@@ -53,6 +53,7 @@ class Storage(DeviceStruct):
     scales_n: cute.Pointer
     decoded_n: cute.Pointer
     store: cute.Pointer
+    tile_full: cute.Pointer
     flags: cute.Pointer
     vectors: cute.Pointer
 
@@ -82,11 +83,12 @@ def stage_bytes(plan: Sm90GemmPlan) -> StageBytes:
     )
 
 
-def allocate(config: Sm90Config, size: StageBytes, store_bytes: int, vector_floats: int) -> Storage:
+def allocate(config: Sm90Config, size: StageBytes, store_bytes: int, tile_slots: int, vector_floats: int) -> Storage:
     """Lay out the buffers; everything that a swizzle touches is aligned to 1024 bytes.
 
     Args:
         store_bytes: staging of D for TMA stores.
+        tile_slots: staging slots that TMA fills with C, of all consumer warpgroups.
         vector_floats: the epilogue's vectors along n, of all consumer warpgroups.
     """
     smem = SmemAllocator()
@@ -100,6 +102,7 @@ def allocate(config: Sm90Config, size: StageBytes, store_bytes: int, vector_floa
         empty=smem.allocate_array(Int64, loads),
         mma_full=smem.allocate_array(Int64, mmas),
         mma_empty=smem.allocate_array(Int64, mmas),
+        tile_full=smem.allocate_array(Int64, max(tile_slots, 1)),
         flags=smem.allocate_array(Int32, config.consumer_groups),
         vectors=smem.allocate_array(Float32, max(vector_floats, 4), byte_alignment=16),
         landed_m=buffer(loads * size.landed_m),
