@@ -82,7 +82,7 @@ def call_rows(table: Table, device: torch.device) -> None:
     operand = ops_quantize.quantize(x, TOKEN)[0]
     codes, amax = operand.codes, operand.amax
     scales = operand.block_scales.view(torch.uint8).view(-1)
-    text, none = ops_quantize.recipe_text(TOKEN), ops_quantize._no_random(device)
+    text, none = ops_quantize.recipe_text(TOKEN), ops_quantize.no_random(device)
     plan, get = rows_plan(launch.arch_of(device)), kernel_cache.get
     ctas = launch.sm_count(device) * 16
     y = torch.empty_like(x)

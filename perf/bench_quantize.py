@@ -69,7 +69,7 @@ def _quantize(recipe: QuantRecipe, **options) -> Callable:
 
 
 def _seed(x: torch.Tensor) -> torch.Tensor:
-    return ops_quantize._no_random(x.device)[0]
+    return ops_quantize.no_random(x.device)[0]
 
 
 def cases(amax: torch.Tensor, column_amax: torch.Tensor, row_amax: torch.Tensor, m: int) -> list[Case]:

@@ -1,0 +1,87 @@
+"""The casts as operators: rows of 1x16 blocks in one read, and tiles for everything else."""
+
+from __future__ import annotations
+
+import torch
+
+from cutefp4 import compile as kernel_cache
+from cutefp4.format import BLOCK
+from cutefp4.launch import Operator, arch_of, sm_count
+from cutefp4.ops_quantize.launches import DTYPES, gated_width, no_random, recipe_of, remembered, unused, width
+from cutefp4.quant_plan import BYTES, BlockMath, CastRowsPlan, CastTilesPlan, row_shape
+
+
+def _rows_plan(text: str, dtype, n: int, vector: int, amax_given: bool, swiglu: str, device):
+    recipe, name = recipe_of(text), DTYPES[dtype]
+    plan = CastRowsPlan(
+        arch_of(device),
+        name,
+        BlockMath.of(recipe),
+        recipe.scaling,
+        amax_given,
+        recipe.scale_layout,
+        vector_bytes=vector,
+        swiglu=swiglu,
+        # With more blocks a thread fast 4over6 spills.
+        **row_shape(n, BYTES[name], 2 if recipe.four_over_six_error == "fast" else None),
+    )
+    return plan, sm_count(device) * (2048 // plan.threads)
+
+
+def _cast_rows(x, text: str, codes, scales, amax, random, amax_given: bool, swiglu: str) -> None:
+    vector = width(x)
+    if swiglu != "none":
+        vector = min(vector, gated_width(x, swiglu))
+    plan, ctas = remembered(_rows_plan, text, x.dtype, codes.shape[1] * 2, vector, amax_given, swiglu, x.device)
+    if random is None:
+        random = no_random(x.device)
+    kernel_cache.get(plan)(x, codes, scales, amax, random, ctas)
+
+
+cast_rows = Operator(
+    "cast_rows(Tensor x, str recipe, Tensor(a!) codes, Tensor(b!) scales, Tensor(c!) amax, Tensor? random, "
+    "bool amax_given, str swiglu) -> ()",
+    _cast_rows,
+)
+
+
+def _tiles_plan(text: str, dtype, copies: tuple, vector: int, partial: bool, grouped: bool, device):
+    recipe = recipe_of(text)
+    fours = recipe.four_over_six_columnwise if recipe.four_over_six != "none" and recipe.block == "2d" else "shared"
+    plan = CastTilesPlan(
+        arch_of(device),
+        DTYPES[dtype],
+        BlockMath.of(recipe),
+        # 16x16 blocks take one outer amax whatever the scaling is.
+        recipe.scaling if recipe.block == "1d" else "tensor",
+        recipe.scale_layout,
+        *copies,
+        block=recipe.block,
+        rht=recipe.rht if copies[1] else "none",
+        columnwise_fours=fours,
+        vector_bytes=vector,
+        partial_columns=partial,
+        grouped=grouped,
+    )
+    return plan, recipe.rht_sign_mask
+
+
+def _cast_tiles(x, text: str, row, column, row_scales, column_scales, row_amax, column_amax, random, offs) -> None:
+    device = x.device
+    copies = (row is not None, column is not None)
+    partial = bool(x.shape[1] % BLOCK)
+    key = (text, x.dtype, copies, width(x, partial), partial, offs is not None, device)
+    plan, mask = remembered(_tiles_plan, *key)
+    empty = unused(device, torch.uint8)
+    outputs = [empty if t is None else t.view(-1) for t in (row, row_scales, column, column_scales)]
+    stride = column.shape[1] if copies[1] else 0
+    random = no_random(device) if random is None else random
+    offs = unused(device, torch.int32) if offs is None else offs
+    kernel_cache.get(plan)(x, *outputs, row_amax.view(-1), column_amax.view(-1), random, offs, mask, stride)
+
+
+cast_tiles = Operator(
+    "cast_tiles(Tensor x, str recipe, Tensor(a!)? row_codes, Tensor(b!)? column_codes, Tensor(c!)? row_scales, "
+    "Tensor(d!)? column_scales, Tensor row_amax, Tensor column_amax, Tensor? random, Tensor? offs) -> ()",
+    _cast_tiles,
+)
