@@ -4,6 +4,7 @@ CastRowsPlan    rowwise copy of 1x16 blocks, one read; token amax found in the s
 CastTilesPlan   128x128 tiles: either copy or both from one read, 16x16 blocks, Hadamard transform, groups
 AmaxPlan        outer amaxes: tensor, rows, columns in one read
 HadamardAmaxPlan    outer amaxes of the transformed columnwise copy
+RmsnormPlan     RMSNorm of rows, with or without their cast in the same read
 DequantizePlan  codes back to values
 """
 
@@ -243,3 +244,51 @@ class SwigluPlan(Plan):
     dtype: str
     layout: str
     vector_bytes: int = 16
+
+
+@dataclass(frozen=True)
+class RmsnormPlan(Plan):
+    """RMSNorm of (M, N), N a multiple of 16, and what is made of the rounded result y in the same read.
+
+    Attributes:
+        dtype: of x, the residual, the sum and y.
+        weight_dtype: of the weight (N,).
+        residual: x + residual is normalised.
+        write_sum: that sum is written.
+        write_normed: y is written.
+        measure: max |y| is raised in amax[0], which is zero before.
+        cast: "none", or the rowwise cast of y: "token", with the row amax found, or "given", with an outer amax of the
+            tensor or of every row (`scaling`) read.
+        math, scaling, scale_layout: as in `CastRowsPlan`, if there is a cast.
+        vector_bytes, weight_vector_bytes: bytes per load of x and residual, and of the weight.
+        threads_per_row, blocks_per_thread, threads, looped: as in `CastRowsPlan`; a looped row is read up to three times.
+        prefetch: a thread loads its next row before it works on this one.
+    """
+
+    builder: ClassVar[str] = "cutefp4.kernels.quantize.rmsnorm:build"
+    dtype: str
+    weight_dtype: str
+    residual: bool = False
+    write_sum: bool = False
+    write_normed: bool = False
+    measure: bool = False
+    cast: str = "none"
+    math: BlockMath = BlockMath()
+    scaling: str = "token"
+    scale_layout: str = "tiled"
+    vector_bytes: int = 16
+    weight_vector_bytes: int = 16
+    threads_per_row: int = 128
+    blocks_per_thread: int = 3
+    threads: int = 128
+    looped: bool = False
+    prefetch: bool = False
+
+    @property
+    def rows_per_cta(self) -> int:
+        return self.threads // self.threads_per_row
+
+    @property
+    def chunk(self) -> int:
+        """Blocks of a row that its threads hold at a time."""
+        return self.threads_per_row * self.blocks_per_thread

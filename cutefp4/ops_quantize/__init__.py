@@ -16,6 +16,7 @@ from cutefp4.ops_quantize.groups import quantize_grouped
 from cutefp4.ops_quantize.launches import MAX_ROWS, no_random, plans, recipe_of, recipe_text
 from cutefp4.ops_quantize.matrix import quantize
 from cutefp4.ops_quantize.outputs import make_operand
+from cutefp4.ops_quantize.rmsnorm import rmsnorm, rmsnorm_quantize
 from cutefp4.ops_quantize.swiglu import swiglu, swiglu_quantize
 
 __all__ = [
@@ -34,6 +35,8 @@ __all__ = [
     "quantize_grouped",
     "recipe_of",
     "recipe_text",
+    "rmsnorm",
+    "rmsnorm_quantize",
     "swiglu",
     "swiglu_quantize",
 ]
@@ -42,5 +45,6 @@ OPERATIONS = {
     "quantize": quantize,
     "quantize_grouped": quantize_grouped,
     "swiglu_quantize": swiglu_quantize,
+    "rmsnorm_quantize": rmsnorm_quantize,
     "dequantize": dequantize,
 }

@@ -76,6 +76,11 @@ def reciprocal(a: Float32) -> Float32:
     return asm("rcp.rn.f32 $0, $1;", Float32, a)
 
 
+def sqrt(a: Float32) -> Float32:
+    """The square root, correctly rounded."""
+    return asm("sqrt.rn.f32 $0, $1;", Float32, a)
+
+
 def fmin(a: Float32, b: Float32) -> Float32:
     """The smaller; the other one if one is NaN."""
     return asm("min.f32 $0, $1, $2;", Float32, a, b)
@@ -147,6 +152,11 @@ def max_abs_16x2(a: Uint32, b: Uint32, kind: str) -> Uint32:
     return asm(f"max.xorsign.abs.{kind}x2 $0, $1, $2;", Uint32, a, b)
 
 
+def add_16x2(a: Uint32, b: Uint32, kind: str) -> Uint32:
+    """Lane-wise sum of two packed bf16 or f16 words, one rounding; NaN becomes the canonical one."""
+    return asm(f"add.rn.{kind}x2 $0, $1, $2;", Uint32, a, b)
+
+
 # memory
 
 
@@ -214,6 +224,12 @@ def store_shared(where: Uint32, words: tuple[Uint32, ...]) -> None:
     ins = ", ".join(f"${i + 1}" for i in range(n))
     kind = f"v{n}.b32 [$0], {{{ins}}}" if n > 1 else "b32 [$0], $1"
     asm(f"st.shared.{kind};", None, where, *words, effect=True)
+
+
+def store_shared_if(where: Uint32, word: Uint32, valid: Boolean) -> None:
+    """One word to shared memory, if valid."""
+    text = "{ .reg .pred p; setp.ne.u32 p, $2, 0; @p st.shared.b32 [$0], $1; }"
+    asm(text, None, where, word, Uint32(valid), effect=True)
 
 
 def store_shared_byte(where: Uint32, byte: Uint32) -> None:
