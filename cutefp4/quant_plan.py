@@ -261,7 +261,8 @@ class RmsnormPlan(Plan):
             tensor or of every row (`scaling`) read.
         math, scaling, scale_layout: as in `CastRowsPlan`, if there is a cast.
         vector_bytes, weight_vector_bytes: bytes per load of x and residual, and of the weight.
-        threads_per_row, blocks_per_thread, threads, looped: as in `CastRowsPlan`; a looped row is read up to three times.
+        threads_per_row, blocks_per_thread, threads, looped: as in `CastRowsPlan`; a looped row is read up to
+            three times.
         prefetch: a thread loads its next row before it works on this one.
     """
 

@@ -1,9 +1,11 @@
 """rmsnorm_quantize: RMSNorm (of a residual sum) in front of the quantiser.
 
-rowwise copy of 1x16 blocks, token scaling or amax given    one kernel, which reads x (and the residual) once
-the same, amax of the tensor to be measured                 the norm's amax in one read, the cast in a second
-everything else                                             the normalised matrix is written (its amax with it, if it
-                                                            is a scalar that is wanted) and quantised
+    rowwise copy of 1x16 blocks, token scaling or amax given    one kernel, which reads x (and the residual) once
+    the same, amax of the tensor to be measured                 the norm's amax in one read, the cast in a second
+    everything else                                             the normalised matrix is written (with its amax, where a
+                                                                scalar is wanted) and quantised
+
+No value is read by the host.
 """
 
 from __future__ import annotations
@@ -151,7 +153,5 @@ def _check_columns(columns: int) -> None:
         raise OperandError(
             f"x with {columns} columns",
             f"a multiple of {BLOCK}, at most {MAX_COLUMNS}",
-            "normalise with PyTorch and call quantize"
-            if columns > MAX_COLUMNS
-            else f"pad to {round_up(columns, BLOCK)}",
+            f"pad it to {round_up(columns, BLOCK)}, or normalise with PyTorch and call quantize",
         )

@@ -9,7 +9,7 @@ casts are to x.dtype; the quantiser sees the rounded y, so that the fused form e
 
 The sum depends on C alone, and no thread layout enters it:
 
-    block of 16 columns     e = the chain fma(h0, h0, +0), fma(h2, h2, e), ... over even columns, o over odd ones; fl(e + o)
+    block of 16 columns     fl(e + o), e the chain fma(h0, h0, +0), fma(h2, h2, e), ... over even columns, o over odd
     chunk of 32 blocks      a balanced tree: neighbours first, then pairs of pairs, ...
     row                     slot k adds chunks k, k + 32, k + 64, ... in this order; then the same tree over 32 slots
 
@@ -68,7 +68,7 @@ def norm_factor(h: torch.Tensor, eps: float) -> torch.Tensor:
     total = sum_of_squares(h)
     # A tensor as divisor: by a number PyTorch multiplies with the reciprocal on some devices.
     mean = total / torch.full_like(total, h.shape[1])
-    # In fp64 and rounded: PyTorch's fp32 root is an ulp off on some CPUs. 53 bits are enough for two roundings to be one.
+    # In fp64 and rounded, which is one rounding for a root: PyTorch's fp32 root is an ulp off on some CPUs.
     root = (mean + torch.full_like(mean, eps)).double().sqrt().float()
     return (torch.ones_like(root) / root).unsqueeze(-1)
 

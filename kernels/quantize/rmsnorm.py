@@ -193,7 +193,7 @@ def finish(plan: cutlass.Constexpr, io: cutlass.Constexpr, y: cutlass.Constexpr,
 def build(plan: RmsnormPlan):
     """The kernel of a plan, and fake arguments for compiling it."""
     threads, rows_per_cta, math, dtype = plan.threads, plan.rows_per_cta, plan.math, plan.dtype
-    casts, tiled = plan.cast != "none", plan.cast != "none" and plan.scale_layout == "tiled"
+    tiled = plan.cast != "none" and plan.scale_layout == "tiled"
     slot_count = MAX_CHUNKS if plan.looped else plan.chunk // 32 + 1
 
     @cute.kernel

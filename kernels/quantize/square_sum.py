@@ -4,9 +4,9 @@
     chunk    32 blocks, one a lane: a butterfly adds neighbours first, as the oracle's tree does
     row      chunk sums go to one slot each in shared memory; slot k adds chunks k, k + 32, ...; a butterfly over slots
 
-A thread holds V blocks of V chunks. Their butterflies share shuffles: at distance d, lanes whose bit d is set go on with
-one half of the values and give the other half away (6 shuffles instead of 20 for V = 4). Addition commutes, so every
-lane that holds a sum holds the same bits.
+A thread holds V blocks of V chunks. Their butterflies share shuffles: at distance d, lanes whose bit d is set go on
+with one half of the values and give the other half away (6 shuffles instead of 20 for V = 4). Addition commutes, so
+every lane that holds a sum holds the same bits.
 """
 
 import cutlass
