@@ -327,7 +327,7 @@ class _Tracer(dict):
     def __init__(self, kernels: _Kernels) -> None:
         super().__init__()
         self.kernels = kernels
-        self.launches: list[tuple[Kernel, tuple]] = []
+        self.launches: list[tuple[Plan, Kernel, tuple]] = []
 
     def get(self, plan: Plan) -> Kernel:
         kernel = self.kernels.loaded.get(plan)
@@ -335,17 +335,17 @@ class _Tracer(dict):
             kernel = self.kernels.loaded[plan] = self.kernels.loader(plan, artifacts(plan))
 
         def launch(*arguments):
-            self.launches.append((kernel, arguments))
+            self.launches.append((plan, kernel, arguments))
             return kernel(*arguments)
 
         return launch
 
 
 @contextmanager
-def trace() -> Iterator[list[tuple[Kernel, tuple]]]:
-    """While active, every launch is noted as (kernel, arguments); yields the list.
+def trace() -> Iterator[list[tuple[Plan, Kernel, tuple]]]:
+    """While active, every launch is noted as (plan, kernel, arguments); yields the list.
 
-    Launching the noted pairs again repeats the calls without the operations around them: how a sweep times
+    Launching them again repeats the calls without the operations around them: how a sweep times
     configurations. The arguments keep their tensors alive. Not for use beside other threads that launch.
     """
     global _kernels

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cutefp4 import compile as kernel_cache
@@ -80,7 +81,8 @@ def warmup(
 
 def _bar(visible: bool) -> Progress:
     columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, disable=not visible, transient=True)
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, disable=not (visible and console.is_terminal), transient=True)
 
 
 def _compile_here(plan: Plan, done) -> Outcome:

@@ -171,6 +171,6 @@ def test_traced_launches_repeat_the_call():
             ops.gemm(a, b, out=out)
         first = out.clone()
         out.fill_(torch.nan)
-        for kernel, arguments in launches:
+        for _, kernel, arguments in launches:
             kernel(*arguments)
     assert len(launches) >= 1 and torch.equal(out, first) and first.isfinite().all()

@@ -10,12 +10,11 @@ import sys
 
 import typer
 
-from cutefp4.cli import cache, demo, doctor, warmup
+from cutefp4.cli import cache, demo, doctor, sweep, warmup
+from cutefp4.cli.output import USER_ERROR
 from cutefp4.errors import CuteFP4Error
 
-USER_ERROR = 2
-
-_COMMANDS = (demo, doctor, warmup, cache)
+_COMMANDS = (demo, doctor, sweep, warmup, cache)
 
 app = typer.Typer(
     name="cutefp4",

@@ -1,0 +1,45 @@
+"""How commands speak: tables and messages on a terminal, plain text in a pipe, JSON when asked."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from cutefp4.errors import UnsupportedError
+
+FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
+"""Exit codes: a check failed, the user made a mistake, Ctrl-C."""
+
+PIPE_WIDTH = 160
+
+
+def console() -> Console:
+    """Standard output: colours on a terminal only, and lines that do not wrap at 80 in a pipe."""
+    return Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH, color_system=None, highlight=False)
+
+
+def note(text: str) -> None:
+    """A line of progress, on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_json(data: Any) -> None:
+    print(json.dumps(data, indent=1))
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a file that the user named.
+
+    Raises:
+        UnsupportedError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    except OSError as error:
+        raise UnsupportedError(f"{path}: {error}", "a file that can be written", "choose another place") from error
+    return path

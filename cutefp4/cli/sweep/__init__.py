@@ -1,0 +1,205 @@
+"""`cutefp4 sweep`: which configuration is fastest for a product, how far that is from the limit, and how to keep it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from cutefp4 import launch, tuned
+from cutefp4.cli import output
+from cutefp4.cli.sweep import report, run
+from cutefp4.cli.sweep.case import EPILOGUES, KINDS, LAYOUTS, Case
+from cutefp4.cli.sweep.predict import check_emulated_size, predict_case
+from cutefp4.cli.sweep.shapes import FIVE, MODELS, parse
+from cutefp4.cli.sweep.space import Space, enumerate_space, families
+from cutefp4.cli.sweep.store import Store
+from cutefp4.errors import OperandError
+from cutefp4.plan import ARCHS
+from cutefp4.recipe import NAMED
+from cutefp4.timing import environment
+
+RESULTS = Path("cutefp4-sweep.jsonl")
+CHECKS = ("auto", "none", "emulator")
+
+HELP = f"""Find the fastest configuration of the GEMM for your shapes, check it, and keep it.
+
+Every configuration that the kernel's legality predicate accepts is a candidate; the most promising `--limit` of them
+are compiled in parallel, compared with the oracle (one wrong bit and a configuration cannot win), and timed
+interleaved with cuBLAS on the same values, the L2 cache overwritten before each call. Ctrl-C keeps what was measured.
+
+**Examples**
+
+- `cutefp4 sweep` : five shapes from one token to 16384, on this machine's GPU
+- `cutefp4 sweep --shape 1,16,64x7168x16384 --save tuned.json` : keep the winners; `export CUTEFP4_TUNED=tuned.json`
+- `cutefp4 sweep --shape llama-3-8b --tokens 16,4096 --layout TN,NN,NT` : all layers, forward and backward
+- `cutefp4 sweep --shape 4096x4096x4096 --set tile_m=128,256 --set stream_k=false --limit 0` : all of a part
+- `cutefp4 sweep --shape 4096x4096x4096 --explain` : what is legal, and why the rest is not
+- `cutefp4 sweep --arch sm_100a` : no such GPU needed: registers, spills, budgets and a predicted time
+- `cutefp4 sweep --arch sm_90a --shape 64x256x512 --check emulator` : also run each in the emulator
+
+Models: {", ".join(MODELS)}; one layer of a model: `deepseek-v3/o`.
+Exit codes: 0 all right, 1 a configuration was wrong or did not compile, 2 a mistake in the arguments, 130 interrupted.
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command(help=HELP)(sweep)
+
+
+def sweep(
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(help="MxNxK of a linear layer; lists 1,16 and ranges 128:4096[:step]; or a model. Repeatable."),
+    ] = None,
+    tokens: Annotated[str, typer.Option(help="M for models.")] = "1,16,4096",
+    layout: Annotated[
+        str, typer.Option(help=f"{', '.join(LAYOUTS)}: forward, input gradient, weight gradient.")
+    ] = "TN",
+    kind: Annotated[str, typer.Option(help=f"{', '.join(KINDS)}: both operands packed, or bf16 activations.")] = "w4a4",
+    recipe: Annotated[str, typer.Option(help=f"Outer scales: {', '.join(NAMED)}.")] = "per_token",
+    epilogue: Annotated[str, typer.Option(help=f"After the outer scales: {', '.join(EPILOGUES)}.")] = "none",
+    arch: Annotated[str, typer.Option(help=f"{', '.join(ARCHS)}. Default: this GPU's. Another one: predictions.")] = "",
+    sms: Annotated[int, typer.Option(help="Multiprocessors, for predictions; 0: of the usual GPU.")] = 0,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=V,V", help="Values of a field. Repeatable.")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Enumerate fields of little influence, too.")] = False,
+    limit: Annotated[int, typer.Option(help="Configurations per case; 0: all that are legal.")] = 16,
+    rounds: Annotated[int, typer.Option(help="Interleaved rounds; the final has three times as many.")] = 5,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say what is legal and why the rest is not; stop.")
+    ] = False,
+    check: Annotated[str, typer.Option(help="Of predictions: none, or emulator (small shapes).")] = "auto",
+    results: Annotated[Path, typer.Option(help="Where measured rows are kept, line by line.")] = RESULTS,
+    resume: Annotated[bool, typer.Option("--resume", help="Do not repeat what --results holds.")] = False,
+    save: Annotated[Path | None, typer.Option(help="Write the winners as a tuned table.")] = None,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Load the saved table and prove that the operations use the winners.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    csv: Annotated[Path | None, typer.Option(help="Also write CSV.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also write a roofline plot (PNG).")] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write a page with the plot and every row.")] = None,
+    workers: Annotated[int, typer.Option(help="Compile processes; 0 = as cores and free memory allow.")] = 0,
+) -> None:
+    if apply and save is None:
+        raise OperandError("--apply without --save", "--save tuned.json --apply", "name the table to write and apply")
+    if check not in CHECKS:
+        raise OperandError(f"--check {check}", ", ".join(CHECKS), "choose one of these")
+    arch, timed = _target(arch)
+    if save is not None and not timed:
+        raise OperandError(
+            f"--save with predictions for {arch}", "a GPU of that kind", "only what was measured is kept in a table"
+        )
+    shapes = parse(shape or list(FIVE), tokens)
+    cases = [Case(name, *sizes, kind, recipe, epilogue) for sizes in shapes for name in layout.split(",")]
+    given = _axes(set_ or [])
+    sms = sms if not timed else launch.sm_count(torch.device("cuda", torch.cuda.current_device()))
+    spaces = [enumerate_space(family, case, given, full) for case in cases for family in families(arch, case, sms)]
+    if explain:
+        _explain(spaces, as_json)
+        return
+    if check == "emulator" and not timed:
+        for case in cases:
+            check_emulated_size(case)
+    chosen = [(space, space.ranked(limit)) for space in spaces]
+    store = Store(results, resume) if timed else None
+    found = _measure(chosen, store, rounds, workers) if timed else _predict(chosen, check == "emulator", workers)
+    _report(found, as_json, csv, plot, html)
+    wrong = [f"{row['case']}: {row['check']}: {row['name']}" for r in found for row in r.rows if row["us"] is None]
+    wrong += [
+        f"{row['case']}: {row['check']}: {row['name']}" for r in found for row in r.rows if "WRONG" in row["check"]
+    ]
+    if save is not None:
+        tuned.save(save, run.winners_table(found, environment()))
+        output.note(
+            f"wrote {save}; plans use it after `export CUTEFP4_TUNED={save}` or cutefp4.tuned.load({str(save)!r})"
+        )
+    if apply:
+        tuned.load(save)
+        wrong += run.not_applied(found)
+    for line in dict.fromkeys(wrong):
+        output.note(f"cutefp4: {line}")
+    if any(result.interrupted for result in found):
+        output.note("cutefp4: interrupted; --resume goes on" if timed else "cutefp4: interrupted")
+        raise typer.Exit(output.INTERRUPTED)
+    if wrong:
+        raise typer.Exit(output.FAILED)
+
+
+def _target(arch: str) -> tuple[str, bool]:
+    """The architecture, and whether this machine can time it."""
+    here = ""
+    if torch.cuda.is_available():
+        here = launch.arch_of(torch.device("cuda", torch.cuda.current_device()))
+    if arch and arch not in ARCHS:
+        raise OperandError(f"--arch {arch}", ", ".join(ARCHS), "choose one of these")
+    if not arch and not here:
+        raise OperandError(
+            "a sweep without a GPU that PyTorch can see", f"--arch {' or --arch '.join(ARCHS)}",
+            "add --arch sm_90a or --arch sm_100a to compile and predict",
+        )  # fmt: skip
+    return arch or here, (arch or here) == here
+
+
+def _axes(texts: list[str]) -> dict[str, list[str]]:
+    axes = {}
+    for text in texts:
+        name, equals, values = text.partition("=")
+        if not equals or not values:
+            raise OperandError(f"--set {text}", "FIELD=VALUE,VALUE", "for example --set tile_m=128,256")
+        axes[name] = values.split(",")
+    return axes
+
+
+def _explain(spaces: list[Space], as_json: bool) -> None:
+    if as_json:
+        output.print_json([report.explain_json(space) for space in spaces])
+        return
+    for space in spaces:
+        report.print_space(space, output.console())
+
+
+def _measure(chosen, store: Store, rounds: int, workers: int) -> list[run.Result]:
+    failed = run.compile_ahead(chosen, progress=True, workers=workers or None)
+    found = []
+    for space, configs in chosen:
+        ready = [config for config in configs if space.family.plan(config, space.case) not in failed]
+        found.append(run.CaseSweep(space, store, rounds=rounds, say=output.note).run(ready))
+        for config in configs:
+            if config not in ready:
+                row = run.base_row(space.case, space.family, config, "measured")
+                reason = failed[space.family.plan(config, space.case)]
+                row |= {"phase": "first", "heuristic": config == space.choice, "percent_of_cublas": 0.0}
+                found[-1].rows.append({**row, "us": None, "check": f"does not compile: {reason}"})
+        if found[-1].interrupted:
+            break
+    return found
+
+
+def _predict(chosen, emulate: bool, workers: int) -> list[run.Result]:
+    failed = run.compile_ahead(chosen, progress=True, workers=workers or None)
+    found = []
+    for space, configs in chosen:
+        found.append(predict_case(space, configs, failed, emulate, output.note))
+        if found[-1].interrupted:
+            break
+    return found
+
+
+def _report(found: list[run.Result], as_json: bool, csv, plot, html) -> None:
+    now = environment()
+    if as_json:
+        output.print_json(report.as_json(found, now))
+    else:
+        report.print_results(found, output.console(), most=8)
+    if csv is not None:
+        output.write_text(csv, report.as_csv(found))
+    if plot is not None:
+        report.write_plot(found, plot)
+    if html is not None:
+        report.write_html(found, html, now)

@@ -1,0 +1,283 @@
+"""Timing on the GPU: compile ahead, check, time interleaved, and time the best again.
+
+The configurations of a case are timed in groups, each together with cuBLAS and the heuristic's choice, so that every
+ratio comes from one interleaved run. The best few then meet in a longer final.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from cutefp4 import compile as kernel_cache
+from cutefp4 import cubin, launch, tuned
+from cutefp4.cli.roofline import ROOFS
+from cutefp4.cli.sweep.case import EPILOGUES, Case, Operands
+from cutefp4.cli.sweep.check import Checker
+from cutefp4.cli.sweep.space import Family, Space, describe
+from cutefp4.cli.sweep.store import Store, row_key
+from cutefp4.errors import CompileError
+from cutefp4.operand import Nvfp4Operand
+from cutefp4.plan import Plan, to_json
+from cutefp4.recipe import QuantRecipe
+from cutefp4.scale_layout import scale_shape
+from cutefp4.timing import Clock, EventClock, Timing, Variant, environment, measure
+from cutefp4.tuned import TunedEntry
+from cutefp4.warmup import warmup
+
+GROUP = 8
+FINALISTS = 4
+SIGNIFICANT = 0.01
+"""A configuration must be this much faster than the heuristic's choice to replace it."""
+
+
+@dataclass
+class Result:
+    """What a sweep found for one case.
+
+    Attributes:
+        rows: one per configuration, fastest first.
+        winner: of the rows, None if nothing was right.
+        config: the winner's configuration.
+    """
+
+    case: Case
+    family: Family
+    rows: list[dict] = field(default_factory=list)
+    winner: dict | None = None
+    config: Any = None
+    interrupted: bool = False
+
+
+def entry_of(
+    family: Family, case: Case, config: Any, sms: int | None = None, measured: dict | None = None
+) -> TunedEntry:
+    """The line of a tuned table that makes the operation use a configuration for a case."""
+    problem = family.request(case).problem(family.sms if sms is None else sms)
+    return TunedEntry("gemm", family.arch, problem, config, measured or {})
+
+
+def compile_ahead(spaces: list[tuple[Space, list[Any]]], progress: bool, workers: int | None = None) -> dict[Plan, str]:
+    """Compile every plan in parallel; returns the plans that did not compile, with the reason."""
+    plans = [space.family.plan(config, space.case) for space, configs in spaces for config in configs]
+    try:
+        warmup(plans, workers=workers, load=False, progress=progress)
+    except CompileError as error:
+        return {plan: str(error.given) for plan in plans if not kernel_cache.is_stored(plan)}
+    return {}
+
+
+def figures(case: Case, arch: str, us: float) -> dict[str, float]:
+    """Speeds that follow from a time."""
+    return {
+        "us": round(us, 3),
+        "tflops": round(case.flop / us / 1e6, 2),
+        "gb_per_s": round(case.nbytes / us / 1e3, 1),
+        "percent_of_roofline": round(100 * ROOFS[arch].us(case.flop, case.nbytes) / us, 1),
+    }
+
+
+def base_row(case: Case, family: Family, config: Any, source: str) -> dict:
+    """Columns that every row has."""
+    return {
+        "case": case.name,
+        "kind": case.kind,
+        "layout": case.layout,
+        "m": case.m,
+        "n": case.n,
+        "k": case.k,
+        "recipe": case.recipe,
+        "epilogue": case.epilogue,
+        "arch": family.arch,
+        "source": source,
+        "name": describe(config),
+        "config": to_json(config),
+    }
+
+
+def cublas(operands: Operands) -> Callable[[int], object]:
+    """bf16 on the decoded operands: what the product costs without NVFP4."""
+    a, b = operands.decoded()
+    if operands.case.epilogue == "accumulate":
+        d = operands.c.clone()
+        return lambda _: d.add_(torch.mm(a, b.T, out_dtype=torch.float32))
+    d = torch.empty(operands.case.m, operands.case.n, dtype=torch.bfloat16, device=a.device)
+    addend = operands.c if operands.c is not None else operands.bias
+    if addend is not None:
+        return lambda _: torch.addmm(addend, a, b.T, out=d)
+    return lambda _: torch.matmul(a, b.T, out=d)
+
+
+def launcher(entry: TunedEntry, operands: Operands, d: torch.Tensor) -> Callable[[int], object]:
+    """The kernels that the operation launches with a configuration, without the operation around them."""
+    with tuned.use([entry]), kernel_cache.trace() as launches:
+        operands.run(d)
+    if entry.config not in [getattr(plan, "config", None) for plan, _, _ in launches]:
+        raise RuntimeError(f"{operands.case.name}: the operation did not use {entry.config}")
+
+    def run(_: int) -> None:
+        for _, kernel, arguments in launches:
+            kernel(*arguments)
+
+    return run
+
+
+class CaseSweep:
+    """One case on the GPU. `clock` makes a clock for each measurement; tests pass one that needs no device."""
+
+    def __init__(self, space: Space, store: Store, *, rounds: int, clock: Callable[[], Clock] = EventClock,
+                 device: str = "cuda", say: Callable[[str], None] = lambda _: None) -> None:  # fmt: skip
+        self.space, self.family, self.case = space, space.family, space.case
+        self.store, self.rounds, self.clock, self.device, self.say = store, rounds, clock, device, say
+        self.environment = environment()
+        self.checker: Checker | None = None
+        self.rows: dict[Any, dict] = {}
+
+    def run(self, configs: list[Any]) -> Result:
+        """Measure configurations, the heuristic's choice among them, and pick the winner; Ctrl-C keeps all."""
+        interrupted = False
+        try:
+            left = [config for config in configs if not self._take(config, "first")]
+            for start in range(0, len(left), GROUP):
+                self._measure(left[start : start + GROUP], "first", self.rounds)
+            best = self._fastest()[:FINALISTS]
+            finalists = list(dict.fromkeys([self.space.choice, *best]))
+            if len(finalists) > 1 and not self._take_all(finalists, "final"):
+                self._measure(finalists, "final", 3 * self.rounds)
+        except KeyboardInterrupt:
+            interrupted = True
+        result = Result(self.case, self.family, interrupted=interrupted)
+        order = self._fastest()
+        result.rows = [self.rows[config] for config in order]
+        result.rows += [row for row in self.rows.values() if row["us"] is None]
+        result.config = self._winner(order)
+        result.winner = self.rows.get(result.config)
+        return result
+
+    def _take(self, config: Any, phase: str) -> bool:
+        """Use the stored row, if there is one."""
+        row = self.store.get(row_key(self.case.name, config, phase, self.environment))
+        if row is not None:
+            self.rows[config] = row
+        return row is not None
+
+    def _take_all(self, configs: list[Any], phase: str) -> bool:
+        """Use the stored rows, if all are there: a final is one run."""
+        keys = [row_key(self.case.name, config, phase, self.environment) for config in configs]
+        return all(self.store.get(key) for key in keys) and all(self._take(config, phase) for config in configs)
+
+    def _fastest(self) -> list[Any]:
+        """Right configurations, fastest first: finals first, then by the ratio to cuBLAS of their own run."""
+        right = [config for config, row in self.rows.items() if row["us"] is not None]
+        finals = [config for config in right if self.rows[config]["phase"] == "final"]
+        others = [config for config in right if config not in finals]
+        by_ratio = sorted(others, key=lambda config: -self.rows[config]["percent_of_cublas"])
+        return sorted(finals, key=lambda config: self.rows[config]["us"]) + by_ratio
+
+    def _winner(self, order: list[Any]) -> Any:
+        """The fastest; the heuristic's choice where the difference is noise."""
+        if not order:
+            return None
+        best, choice = self.rows[order[0]], self.rows.get(self.space.choice)
+        if choice is not None and choice["us"] is not None:
+            if best["percent_of_cublas"] < choice["percent_of_cublas"] * (1 + SIGNIFICANT):
+                return self.space.choice
+        return order[0]
+
+    def _measure(self, configs: list[Any], phase: str, rounds: int) -> None:
+        if self.checker is None:
+            self.checker = Checker(self.case, self.device)
+        operands = self.checker.normal
+        d = operands.fresh_d()
+        variants = {"cublas": Variant("cublas", cublas(operands))}
+        verdicts = {}
+        for index, config in enumerate(dict.fromkeys([self.space.choice, *configs])):
+            entry = entry_of(self.family, self.case, config)
+            verdicts[config] = self._verdict(config, entry)
+            if not verdicts[config].startswith("WRONG"):
+                variants[config] = Variant(str(index), launcher(entry, operands, d))
+        self.say(f"{self.case.name}: {len(variants) - 1} configurations, {phase}")
+        timings = measure(list(variants.values()), rounds=rounds, clock=self.clock())
+        for config in configs:
+            variant = variants.get(config)
+            timing = timings[variant.name] if variant is not None else None
+            self._record(config, phase, timing, timings["cublas"], verdicts[config])
+
+    def _verdict(self, config: Any, entry: TunedEntry) -> str:
+        def run(operands: Operands, d: torch.Tensor) -> None:
+            with tuned.use([entry]):
+                operands.run(d)
+
+        before = self.rows.get(config)
+        return before["check"] if before is not None else self.checker.verdict(run)
+
+    def _record(self, config: Any, phase: str, timing: Timing | None, baseline: Timing, verdict: str) -> None:
+        row = base_row(self.case, self.family, config, "measured")
+        row |= {"phase": phase, "heuristic": config == self.space.choice, "check": verdict}
+        if timing is None:
+            row |= {"us": None, "percent_of_cublas": 0.0}
+        else:
+            row |= figures(self.case, self.family.arch, timing.us)
+            row |= {
+                "low_us": round(timing.low * 1e6, 3),
+                "high_us": round(timing.high * 1e6, 3),
+                "cublas_us": round(baseline.us, 3),
+                "percent_of_cublas": round(100 * baseline.median / timing.median, 2),
+                "predicted_us": round(self.family.predict(config, self.case).us, 2),
+            }
+        compiled = kernel_cache.artifacts(self.family.plan(config, self.case))
+        row["registers"] = max(kernel.registers for kernel in cubin.kernels(compiled.cubin))
+        self.rows[config] = row
+        self.store.add(row_key(self.case.name, config, phase, self.environment), row)
+
+
+def winners_table(results: list[Result], environment_now: dict[str, str]) -> list[TunedEntry]:
+    """What `--save` writes: one entry per case with a right winner."""
+    kept = ("device", "torch", "dsl", "commit", "sources", "time")
+    entries = []
+    for result in results:
+        if result.winner is None or result.winner["us"] is None:
+            continue
+        choice = next((row for row in result.rows if row.get("heuristic")), None)
+        measured = {"case": result.case.name, "median_us": result.winner["us"]}
+        measured |= {"heuristic_us": choice["us"] if choice else None, "check": result.winner["check"]}
+        measured |= {name: environment_now[name] for name in kept if name in environment_now}
+        entries.append(entry_of(result.family, result.case, result.config, measured=measured))
+    return entries
+
+
+def operation_plans(case: Case, family: Family) -> list[Plan]:
+    """The plans that the public operation uses for a case, with the tuned tables that are loaded. Launches nothing."""
+    recipe_a, recipe_b = case.recipes()
+    b = _empty_operand(case.n, case.k, recipe_b)
+    a = _empty_operand(case.m, case.k, recipe_a)
+    if case.kind == "w4a16":
+        a = torch.empty(case.m, case.k, dtype=torch.bfloat16)
+    options = EPILOGUES[case.epilogue]
+    bias = torch.empty(case.n, dtype=torch.bfloat16) if "bias" in options else None
+    d = torch.empty(case.m, case.n, dtype=case.out_dtype)
+    c = torch.empty(case.m, case.n, dtype=getattr(torch, options["c"])) if "c" in options else None
+    with launch.cpu_target(family.arch, family.sms), kernel_cache.record() as plans:
+        Operands(case, a, b, bias, c).run(d)
+    return list(plans)
+
+
+def _empty_operand(rows: int, k: int, recipe: QuantRecipe) -> Nvfp4Operand:
+    amax = torch.ones(rows) if recipe.scaling == "token" else torch.ones(())
+    scales = torch.empty(scale_shape(rows, k, "tiled"), dtype=torch.float8_e4m3fn)
+    codes = torch.empty(rows, k // 2, dtype=torch.uint8)
+    return Nvfp4Operand(codes, scales, amax, recipe.scaling, recipe.e4m3_max, "tiled")
+
+
+def not_applied(results: list[Result]) -> list[str]:
+    """Cases whose operation does not use the winner although the tuned table is loaded; [] if all is well."""
+    wrong = []
+    for result in results:
+        if result.config is not None:
+            used = [getattr(plan, "config", None) for plan in operation_plans(result.case, result.family)]
+            if result.config not in used:
+                wrong.append(f"{result.case.name}: {used} instead of {result.config}")
+    return wrong

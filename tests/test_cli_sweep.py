@@ -1,0 +1,297 @@
+"""`cutefp4 sweep`: shapes, spaces, predictions without a GPU, and the measuring loop on an emulated one."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from cutefp4 import cli, emulator, tuned
+from cutefp4.cli.sweep import report, run, shapes
+from cutefp4.cli.sweep.case import EPILOGUES, Case, make_operands
+from cutefp4.cli.sweep.check import Checker
+from cutefp4.cli.sweep.space import AXES, FULL_AXES, Family, enumerate_space, families
+from cutefp4.cli.sweep.store import Store
+from cutefp4.config import Sm90Config
+from cutefp4.errors import CuteFP4Error, OperandError
+from cutefp4.layer_plans import SMS
+
+SMALL = Case("TN", 64, 128, 256)
+TWO = {"tile_m": ["128"], "tile_n": ["16"], "k_blocks": ["4"], "consumer_groups": ["1", "2"], "mma_stages": ["2"],
+       "swap_ab": ["true"], "stream_k": ["false"], "store_passes": ["1"], "steps_per_group": ["4"]}  # fmt: skip
+SET = [text for name, values in TWO.items() for text in ("--set", f"{name}={','.join(values)}")]
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(cli.app, ["sweep", *arguments], catch_exceptions=True)
+
+
+@pytest.fixture(autouse=True)
+def clean(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tuned.clear()
+    yield
+    tuned.clear()
+
+
+class FakeClock:
+    """Seconds by the order of the variants: cuBLAS 10 us, the first configuration 8 us, the next 7 us, ..."""
+
+    calls = 1
+
+    def __init__(self, interrupt_after: int = 10**9) -> None:
+        self.left = interrupt_after
+
+    def prepare(self, variants, sets):
+        for variant in variants:
+            variant.run(0)
+
+    def round(self, variant):
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return 10e-6 if variant.name == "cublas" else (8 - int(variant.name)) * 1e-6
+
+
+# ---------------------------------------------------------------- shapes and cases
+
+
+@pytest.mark.parametrize(
+    "texts, found",
+    [
+        (["8x16x32"], [(8, 16, 32)]),
+        (["1,4x16x32"], [(1, 16, 32), (4, 16, 32)]),
+        (["128:512x64x64"], [(128, 64, 64), (256, 64, 64), (512, 64, 64)]),
+        (["1:5:2x64x64", "3x64x64"], [(1, 64, 64), (3, 64, 64), (5, 64, 64)]),
+        (["deepseek-v3/o"], [(2, 7168, 16384)]),
+    ],
+)
+def test_shapes(texts, found):
+    assert shapes.parse(texts, "2") == found
+
+
+def test_models_are_multiplied_by_every_token_count():
+    assert len(shapes.parse(["llama-3-8b"], "1,16")) == 2 * 4
+    for layers in shapes.MODELS.values():
+        assert all(n % 16 == 0 and k % 64 == 0 for n, k in layers.values())
+
+
+@pytest.mark.parametrize("text", ["", "8x16", "0x16x16", "axbxc", "llama-3-8b/nope", "8:x16x16", "8x16x32x64"])
+def test_wrong_shapes_are_explained(text):
+    with pytest.raises(OperandError):
+        shapes.parse([text])
+
+
+def test_layouts_permute_the_layer():
+    assert [Case(name, 16, 32, 48).sizes for name in ("TN", "NN", "NT")] == [(16, 32, 48), (16, 48, 32), (32, 48, 16)]
+
+
+@pytest.mark.parametrize("arch", ["sm_90a", "sm_100a"])
+@pytest.mark.parametrize("epilogue", EPILOGUES)
+@pytest.mark.parametrize("recipe", ["te", "per_token_4over6"])
+def test_the_operation_asks_for_what_the_sweep_says_it_asks_for(arch, epilogue, recipe):
+    """A tuned table made from a case's request reaches the public operation."""
+    cases = [Case("NT", 64, 256, 128, "w4a4", recipe, epilogue)]
+    if arch == "sm_90a" and "c" not in EPILOGUES[epilogue]:
+        cases.append(Case("TN", 64, 256, 128, "w4a16", recipe, epilogue))
+    for case in cases:
+        (family,) = families(arch, case, 6)
+        choice = family.choice(case)
+        other = replace(choice, raster_group=choice.raster_group + 1)
+        assert family.problems(other, case) == []
+        with tuned.use([run.entry_of(family, case, other)]):
+            assert [plan.config for plan in run.operation_plans(case, family)] == [other]
+        assert [plan.config for plan in run.operation_plans(case, family)] == [choice]
+
+
+# ---------------------------------------------------------------- spaces
+
+
+def test_every_axis_is_a_field_and_new_fields_appear():
+    for config in AXES:
+        assert set(AXES[config]) | set(FULL_AXES[config]) <= {f.name for f in fields(config)}
+        family = Family("sm_90a" if config is Sm90Config else "sm_100a", 8, config)
+        axes = enumerate_space(family, SMALL, {name: [str(v[0])] for name, v in AXES[config].items()}, False).axes
+        assert list(axes) == [f.name for f in fields(config)]
+
+
+@pytest.mark.parametrize("arch", ["sm_90a", "sm_100a"])
+def test_the_predicate_decides_what_is_legal(arch):
+    (family,) = families(arch, SMALL)
+    space = enumerate_space(family, SMALL, {"tile_m": ["128"], "tile_n": ["64", "100"]}, False)
+    assert space.legal and space.refused and len(space.legal) < space.tried
+    assert all(family.problems(config, SMALL) == [] for config in space.legal)
+    assert any("100" in reason for _, reason in space.examples.values())
+    ranked = space.ranked(4)
+    assert ranked[0] == space.choice and len(set(ranked)) == 4
+    assert len(space.ranked(0)) == len({space.choice, *space.legal})
+
+
+def test_explain_as_text_and_json():
+    arguments = ("--arch", "sm_90a", "--shape", "64x128x256", *SET[2:], "--explain")
+    text = invoke(*arguments)
+    assert text.exit_code == 0 and "Why others are not legal" in text.stdout and "tile_m=64" in text.stdout
+    (data,) = json.loads(invoke(*arguments, "--json").stdout)
+    assert data["combinations"] >= data["legal"] > 0
+    assert {"count", "reason", "example"} == set(data["refused"][0])
+
+
+# ---------------------------------------------------------------- predictions
+
+
+@pytest.mark.parametrize("arch", ["sm_90a", "sm_100a"])
+def test_without_a_gpu_everything_is_a_prediction(arch, tmp_path):
+    outputs = [tmp_path / name for name in ("t.csv", "t.png", "t.html")]
+    files = [text for path in outputs for text in (f"--{path.suffix[1:].replace('png', 'plot')}", str(path))]
+    result = invoke("--arch", arch, "--shape", "64x128x256", "--limit", "2", "--json", *files)
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.stdout)
+    assert data["format"] == report.FORMAT and not data["interrupted"] and "device" in data["environment"]
+    (case,) = data["cases"]
+    assert case["winner"] is None and case["sms"] == SMS[arch] and len(case["rows"]) == 2
+    for row in case["rows"]:
+        assert row["source"] == "prediction" and row["us"] > 0 and row["spills"] == 0
+        assert 0 < row["registers"] <= 255 and row["smem_bytes"] > 1000
+        assert row["instructions"] > row["mma_instructions"] > 0
+        assert (row["tmem_columns"] is not None) == (arch == "sm_100a")
+    rows = list(csv.DictReader(outputs[0].open()))
+    assert len(rows) == 2 and rows[0]["config.tile_m"] and rows[0]["source"] == "prediction"
+    assert outputs[1].read_bytes()[:4] == b"\x89PNG" and outputs[1].stat().st_size < 100_000
+    page = outputs[2].read_text()
+    assert "data:image/png;base64," in page and "prediction" in page
+    assert "PREDICTION" in invoke("--arch", arch, "--shape", "64x128x256", "--limit", "2").stdout
+
+
+def test_the_emulator_checks_predictions(monkeypatch):
+    arguments = ("--arch", "sm_90a", "--shape", "64x128x256", *SET, "--limit", "0", "--check", "emulator", "--json")
+    rows = json.loads(invoke(*arguments).stdout)["cases"][0]["rows"]
+    assert len(rows) == 2 and all(row["check"].startswith("bit-equal") for row in rows)
+    monkeypatch.setattr(Checker, "verdict", lambda *_: "WRONG: 3 of 4 elements differ from the oracle")
+    result = invoke(*arguments)
+    assert result.exit_code == 1 and "WRONG" in result.output
+
+
+@pytest.mark.parametrize(
+    "arguments, word",
+    [
+        (("--arch", "sm_80"), "sm_90a"),
+        (("--arch", "sm_90a", "--shape", "8x8"), "MxNxK"),
+        (("--arch", "sm_90a", "--shape", "8x16x17"), "multiple of 16"),
+        (("--arch", "sm_90a", "--layout", "TT"), "TN, NN, NT"),
+        (("--arch", "sm_90a", "--set", "colour=1"), "tile_m"),
+        (("--arch", "sm_90a", "--set", "tile_m"), "FIELD=VALUE"),
+        (("--arch", "sm_90a", "--set", "tile_m=big"), "a value like"),
+        (("--arch", "sm_100a", "--kind", "w4a16"), "sm_90a"),
+        (("--arch", "sm_100a", "--save", "t.json"), "only what was measured"),
+        (("--arch", "sm_100a", "--apply"), "--save"),
+        (("--arch", "sm_100a", "--check", "emulator"), "products"),
+        (("--arch", "sm_90a", "--kind", "w4a16", "--epilogue", "accumulate"), "without add or accumulate"),
+        (("--arch", "sm_90a", "--recipe", "none"), "per_token"),
+        (("--arch", "sm_90a", "--check", "twice"), "emulator"),
+    ],
+)
+def test_mistakes_are_explained(arguments, word):
+    result = invoke(*arguments)
+    assert isinstance(result.exception, CuteFP4Error) and word in str(result.exception)
+
+
+# ---------------------------------------------------------------- the measuring loop, on an emulated Hopper
+
+
+def sweep_emulated(store: Store, clock=FakeClock, limit: int = 0) -> run.Result:
+    (family,) = families("sm_90a", SMALL, 2)
+    space = enumerate_space(family, SMALL, TWO, False)
+    sweeper = run.CaseSweep(space, store, rounds=2, clock=clock, device="cpu")
+    with emulator.device("sm_90a", sms=2):
+        return sweeper.run(space.ranked(limit))
+
+
+def test_measure_save_apply(tmp_path):
+    store = Store(tmp_path / "rows.jsonl", resume=False)
+    result = sweep_emulated(store)
+    assert len(result.rows) >= 2 and result.rows[0] is result.winner and not result.interrupted
+    assert result.winner["us"] < 8 and not result.winner["heuristic"] and result.winner["phase"] == "final"
+    assert result.winner["percent_of_cublas"] > 125 and all("bit-equal" in row["check"] for row in result.rows)
+    wanted = {"us", "tflops", "gb_per_s", "percent_of_roofline", "percent_of_cublas", "registers", "config", "case"}
+    assert wanted <= set(result.winner)
+    path = tuned.save(tmp_path / "tuned.json", run.winners_table([result], {"device": "emulated"}))
+    (entry,) = tuned.read(path)
+    assert entry.config == result.config and entry.measured["median_us"] == result.winner["us"]
+    assert run.not_applied([result]), "nothing is loaded yet"
+    tuned.load(path)
+    assert run.not_applied([result]) == []
+    assert "winner" in report.as_csv([result]) and len(report.points([result])) == 3
+
+
+def test_resume_measures_nothing_twice(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    first = sweep_emulated(Store(path, resume=False))
+    path.write_text(path.read_text() + '{"key": "cut off')
+
+    def no_clock():
+        raise AssertionError("measured again")
+
+    again = sweep_emulated(Store(path, resume=True), clock=no_clock)
+    assert again.rows == first.rows and again.config == first.config
+    with pytest.raises(OperandError, match="--resume without"):
+        Store(tmp_path / "nothing.jsonl", resume=True)
+
+
+def test_interrupt_keeps_what_was_measured(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    # 2 rounds of cuBLAS and each configuration; the final is cut off.
+    clocks = [FakeClock(), FakeClock(3)]
+    result = sweep_emulated(Store(path, resume=False), clock=lambda: clocks.pop(0))
+    assert result.interrupted and result.winner is not None
+    assert {row["phase"] for row in result.rows} == {"first"} and len(path.read_text().splitlines()) == len(result.rows)
+    resumed = sweep_emulated(Store(path, resume=True))
+    assert {row["phase"] for row in resumed.rows} >= {"final"} and not resumed.interrupted
+
+
+def test_a_wrong_configuration_cannot_win(monkeypatch, tmp_path):
+    verdict = Checker.verdict
+    calls = []
+
+    def second_is_wrong(self, launch):
+        calls.append(verdict(self, launch))
+        return "WRONG: 1 of 2 elements differ from the oracle" if len(calls) == 2 else calls[-1]
+
+    monkeypatch.setattr(Checker, "verdict", second_is_wrong)
+    result = sweep_emulated(Store(None, resume=False))
+    wrong = [row for row in result.rows if row["us"] is None]
+    assert len(wrong) == 1 and "WRONG" in wrong[0]["check"] and result.winner is not wrong[0]
+
+
+@pytest.mark.parametrize("epilogue", ["none", "bias_gelu", "add", "accumulate"])
+def test_the_checker_sees_one_wrong_element(epilogue):
+    """The oracle itself passes; one element off by 3 %, one unwritten element or a lost C does not."""
+    case = Case("TN", 32, 48, 64, "w4a4", "te", epilogue)
+    checker = Checker(case, "cpu")
+
+    def right(operands, d):
+        d.copy_(checker.expected_bits if operands is checker.exact else checker.expected_and_bound[0])
+
+    assert "WRONG" not in checker.verdict(right)
+
+    def unwritten(operands, d):
+        right(operands, d)
+        d[3, 5] = torch.nan
+
+    assert "WRONG" in checker.verdict(unwritten)
+
+    def flipped(operands, d):
+        right(operands, d)
+        d.view(-1)[d.abs().argmax()] *= 1 + 2.0**-5
+
+    assert "WRONG" in checker.verdict(flipped)
+
+
+def test_operands_repeat_and_are_exact():
+    one, two = (make_operands(SMALL, "exact", "cpu") for _ in range(2))
+    assert torch.equal(one.a.codes, two.a.codes) and torch.equal(one.b.amax, two.b.amax)
+    a, b = one.decoded()
+    assert torch.equal(a.float() @ b.float().T, (a.double() @ b.double().T).float())
