@@ -111,7 +111,7 @@ def make_plan(request: GemmRequest, arch: str, sms: int) -> Sm90GemmPlan:
 
 def config_problems(config: Sm90Config, request: GemmRequest) -> list[str]:
     """Every reason why a configuration cannot serve a request; empty if it can."""
-    return sm90_problems(config, *request.shape().operands(config), request.store() == "tma")
+    return sm90_problems(config, *request.shape().operands(config), request.staged_store())
 
 
 def plan_with(config: Sm90Config, request: GemmRequest, arch: str) -> Sm90GemmPlan:

@@ -108,7 +108,7 @@ class Family:
             vectors = self.request(case).shape().column_vectors
             return sm100.with_most_stages(config, vectors) if not sm100_problems(config, vectors) else config
         request = self.request(case)
-        return with_most_stages(config, *request.shape().operands(config), request.store() == "tma")
+        return with_most_stages(config, *request.shape().operands(config), request.staged_store())
 
     def predict(self, config: Any, case: Case) -> Prediction:
         """The schedule model's time."""
