@@ -39,6 +39,9 @@ PANEL = 64
 STORE_BUFFERS = 2
 STORE_BUFFER_BYTES = 32 * 128
 """Per epilogue warp: 32 rows of 128 bytes."""
+TILE_BUFFERS = 2
+TILE_CHUNK_BYTES = 32 * 128
+"""Per epilogue warp and matrix that the epilogue reads through shared memory (C): 32 rows of 128 bytes."""
 EPILOGUE_WARPS = 4
 TILE_MS, TILE_NS = (128, 256), (64, 128, 192, 256)
 CLUSTER_SIDES = (1, 2, 4)
@@ -204,6 +207,7 @@ class Sm100SmemBudget:
 
     stages: int
     store: int
+    tiles: int
     vectors: int
     small: int
 
@@ -212,29 +216,31 @@ class Sm100SmemBudget:
         return sum(getattr(self, f.name) for f in fields(self))
 
 
-def sm100_smem(config: Sm100Config, column_vectors: int = 2) -> Sm100SmemBudget:
+def sm100_smem(config: Sm100Config, column_vectors: int = 2, tiles: int = 0) -> Sm100SmemBudget:
     """Shared memory of a configuration.
 
     Args:
         column_vectors: vectors along N that the epilogue reads (alpha_b, bias).
+        tiles: matrices that the epilogue reads through shared memory (C).
     """
     return Sm100SmemBudget(
         stages=config.stages * stage_bytes(config).total,
         store=EPILOGUE_WARPS * STORE_BUFFERS * STORE_BUFFER_BYTES,
+        tiles=EPILOGUE_WARPS * tiles * TILE_BUFFERS * TILE_CHUNK_BYTES,
         vectors=EPILOGUE_WARPS * column_vectors * config.tile_n * 4,
         # Barriers, the address of tensor memory, and alignment gaps.
         small=3072,
     )
 
 
-def most_stages(config: Sm100Config, column_vectors: int = 2) -> int:
-    """Stages that fit beside the rest."""
-    budget = sm100_smem(config, column_vectors)
+def most_stages(config: Sm100Config, column_vectors: int = 2, tiles: int = 0) -> int:
+    """Stages that fit beside the rest; column_vectors, tiles: as in `sm100_smem`."""
+    budget = sm100_smem(config, column_vectors, tiles)
     return (SM100_SMEM_BYTES - budget.total + budget.stages) // stage_bytes(config).total
 
 
-def sm100_problems(config: Sm100Config, column_vectors: int = 2) -> list[str]:
-    """Why a configuration cannot run; [] if it can."""
+def sm100_problems(config: Sm100Config, column_vectors: int = 2, tiles: int = 0) -> list[str]:
+    """Why a configuration cannot run; [] if it can. column_vectors, tiles: as in `sm100_smem`."""
     c = config
     shape = [
         (c.tile_m in TILE_MS, f"tile_m={c.tile_m}: 128 (one CTA) or 256 (two CTAs)"),
@@ -253,7 +259,7 @@ def sm100_problems(config: Sm100Config, column_vectors: int = 2) -> list[str]:
     problems = [reason for good, reason in shape if not good]
     if problems:
         return problems
-    smem, tmem = sm100_smem(c, column_vectors).total, tmem_layout(c)
+    smem, tmem = sm100_smem(c, column_vectors, tiles).total, tmem_layout(c)
     budgets = [
         (
             c.cluster_m % c.cta_group == 0,
@@ -262,7 +268,7 @@ def sm100_problems(config: Sm100Config, column_vectors: int = 2) -> list[str]:
         (
             smem <= SM100_SMEM_BYTES,
             f"stages={c.stages} need {smem} bytes of shared memory of {SM100_SMEM_BYTES}: at most "
-            f"{most_stages(c, column_vectors)} stages",
+            f"{most_stages(c, column_vectors, tiles)} stages",
         ),
         (tmem.used <= TMEM_COLUMNS, f"tile_n={c.tile_n} needs {tmem.used} tensor-memory columns of {TMEM_COLUMNS}"),
     ]
@@ -270,28 +276,31 @@ def sm100_problems(config: Sm100Config, column_vectors: int = 2) -> list[str]:
 
 
 def legal_configs(
-    column_vectors: int = 2, splits: Iterable[int] = range(1, MAX_SPLITS + 1), stages: Iterable[int] | None = None
+    column_vectors: int = 2,
+    splits: Iterable[int] = range(1, MAX_SPLITS + 1),
+    stages: Iterable[int] | None = None,
+    tiles: int = 0,
 ) -> Iterator[Sm100Config]:
     """Every configuration that `sm100_problems` accepts, but for `raster_group`, which only orders the tiles.
 
     Args:
-        column_vectors: vectors along N that the epilogue reads.
+        column_vectors, tiles: as in `sm100_smem`.
         splits, stages: the numbers to try; None: every number of stages.
     """
     splits, stages = tuple(splits), None if stages is None else tuple(stages)
     shapes = product(TILE_MS, TILE_NS, CLUSTER_SIDES, CLUSTER_SIDES, (False, True), splits, SCHEDULERS)
     for tile_m, tile_n, cluster_m, cluster_n, swap_ab, split, scheduler in shapes:
         shape = Sm100Config(tile_m, tile_n, cluster_m, cluster_n, 2, 8, swap_ab, split, scheduler)
-        if not sm100_problems(shape, column_vectors):
-            for count in stages or range(2, most_stages(shape, column_vectors) + 1):
+        if not sm100_problems(shape, column_vectors, tiles):
+            for count in stages or range(2, most_stages(shape, column_vectors, tiles) + 1):
                 config = replace(shape, stages=count)
-                if not sm100_problems(config, column_vectors):
+                if not sm100_problems(config, column_vectors, tiles):
                     yield config
 
 
-def budget_table(config: Sm100Config, column_vectors: int = 2) -> str:
+def budget_table(config: Sm100Config, column_vectors: int = 2, tiles: int = 0) -> str:
     """What a configuration uses, as text."""
-    smem, tmem, stage = sm100_smem(config, column_vectors), tmem_layout(config), stage_bytes(config)
+    smem, tmem, stage = sm100_smem(config, column_vectors, tiles), tmem_layout(config), stage_bytes(config)
     accs = f"acc 0: 0..{config.tile_n - 1}, acc 1: {tmem.acc_step}..{tmem.acc_step + config.tile_n - 1}"
     rows = [
         ("tile", f"{config.tile_m} x {config.tile_n} x {TILE_K}, {config.cta_group} CTA(s) per MMA"),
@@ -301,7 +310,7 @@ def budget_table(config: Sm100Config, column_vectors: int = 2) -> str:
         ("", f"SFA from {tmem.sfa}, SFB from {tmem.sfb}"),
         ("shared memory", f"{smem.total} of {SM100_SMEM_BYTES} bytes"),
         ("", f"{config.stages} stages of {stage.total}: A {stage.a}, B {stage.b}, SFA {stage.sfa}, SFB {stage.sfb}"),
-        ("", f"store {smem.store}, vectors {smem.vectors}, small {smem.small}"),
+        ("", f"store {smem.store}, C {smem.tiles}, vectors {smem.vectors}, small {smem.small}"),
         *((role.name, f"{role.warps} warp(s), <= {role.registers} registers per thread") for role in config.roles),
     ]
     return "\n".join(f"{name:<14} {text}" for name, text in rows)

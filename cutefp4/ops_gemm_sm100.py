@@ -63,7 +63,8 @@ class GemmRequest:
         tree = tree_of(self.tree)
         c_bytes = sum(_BYTES[leaf.dtype] for leaf in tree.leaves() if leaf.name == "c")
         vectors = sum(leaf.name in ("alpha_b", "bias") for leaf in tree.leaves())
-        return GemmShape(self.m, self.n, self.k, self.batch, _BYTES[self.out_dtype], c_bytes, vectors)
+        tiles = int(self.aligned and c_bytes > 0 and self.n * c_bytes % 16 == 0)
+        return GemmShape(self.m, self.n, self.k, self.batch, _BYTES[self.out_dtype], c_bytes, vectors, tiles)
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class PlannedGemm:
                 f"W4A4 {r.m}x{r.n}x{r.k}, batch {r.batch}, D {r.out_dtype} stored by {self.plan.store}",
                 f"predicted {e.us:.1f} us on {self.sms} SMs, limited by {e.limiter} (a model: not measured on a GPU)",
                 f"{e.waves} wave(s) of tiles, {-(-r.k // TILE_K)} stages of K each",
-                budget_table(config, self.plan.column_vectors()),
+                budget_table(config, self.plan.column_vectors(), len(self.plan.staged_tiles())),
             ]
         )
 
@@ -111,9 +112,23 @@ def config_problems(config: Sm100Config, request: GemmRequest) -> list[str]:
 
 
 def plan_with(config: Sm100Config, request: GemmRequest, arch: str) -> Sm100GemmPlan:
-    """The plan that serves a request with a given, legal configuration."""
+    """The plan that serves a request with a given, legal configuration.
+
+    C comes through shared memory where its buffers fit beside the configuration's stages.
+    """
+    shape = request.shape()
     store = "elements" if config.swap_ab else request.store()
-    return Sm100GemmPlan(arch, config, tree_of(request.tree), request.out_dtype, store, pdl=True)
+    tiles = sm100.staged_tiles(config, shape)
+    staged = tiles > 0 and not sm100_problems(config, shape.column_vectors, tiles)
+    return Sm100GemmPlan(
+        arch,
+        config,
+        tree_of(request.tree),
+        request.out_dtype,
+        store,
+        pdl=True,
+        tile_load="tma" if staged else "elements",
+    )
 
 
 def _split_workspace(config: Sm100Config, r: GemmRequest, device: torch.device) -> list[torch.Tensor]:

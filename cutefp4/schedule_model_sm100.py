@@ -40,7 +40,8 @@ TMEM_COPY_BYTES = 512
 
 @dataclass(frozen=True)
 class GemmShape:
-    """m, n, k of D = A * B^T; batch: L; out_bytes, c_bytes: of an element of D, C (0: none); column_vectors: of N."""
+    """m, n, k of D = A * B^T; batch: L; out_bytes, c_bytes: of an element of D, C (0: none); column_vectors: of N;
+    tiles: matrices like C whose rows TMA can read."""
 
     m: int
     n: int
@@ -49,6 +50,7 @@ class GemmShape:
     out_bytes: int = 2
     c_bytes: int = 0
     column_vectors: int = 2
+    tiles: int = 0
 
 
 def stage_clocks(config: Sm100Config, rows: tuple[int, int], machine: Machine = B200) -> dict[str, float]:
@@ -96,7 +98,8 @@ def work(config: Sm100Config, shape: GemmShape, machine: Machine = B200) -> Work
         stages=-(-shape.k // (TILE_K * c.splits)),
         depth=c.stages,
         epilogue={
-            "issue": columns * (EPILOGUE_SLOTS + shape.out_bytes / 4 + shape.c_bytes / 2),
+            # C: loads of 16 bytes, addresses and conversion; from shared memory, without addresses and bounds.
+            "issue": columns * (EPILOGUE_SLOTS + shape.out_bytes / 4 + shape.c_bytes / (4 if shape.tiles else 2)),
             "bytes": crossing / machine.l2,
         },
         epilogue_fixed=fixed,

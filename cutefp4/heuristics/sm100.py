@@ -13,9 +13,9 @@ from cutefp4.schedule_model_sm100 import GemmShape, estimate, with_sms
 MAX_STAGES = 8
 
 
-def with_most_stages(config: Sm100Config, column_vectors: int = 2) -> Sm100Config:
-    """The configuration with as many stages as fit, at most MAX_STAGES."""
-    return replace(config, stages=min(most_stages(config, column_vectors), MAX_STAGES))
+def with_most_stages(config: Sm100Config, column_vectors: int = 2, tiles: int = 0) -> Sm100Config:
+    """The configuration with as many stages as fit, at most MAX_STAGES; column_vectors, tiles: see `sm100_smem`."""
+    return replace(config, stages=min(most_stages(config, column_vectors, tiles), MAX_STAGES))
 
 
 CANDIDATES = tuple(
@@ -34,6 +34,12 @@ SMALL = tuple(
 _INVARIANT_M = 1024
 
 
+def staged_tiles(config: Sm100Config, shape: GemmShape) -> int:
+    """Matrices that the epilogue of a configuration reads through shared memory: C, unless it is read transposed
+    (swap_ab), or by the last CTA alone (splits)."""
+    return 0 if config.swap_ab or config.splits > 1 else shape.tiles
+
+
 def choose(shape: GemmShape, sms: int, batch_invariant: bool = False) -> Sm100Config:
     """The candidate with the smallest predicted time; the first of equal ones.
 
@@ -48,7 +54,8 @@ def choose(shape: GemmShape, sms: int, batch_invariant: bool = False) -> Sm100Co
     machine = with_sms(sms)
     seen = replace(shape, m=_INVARIANT_M) if batch_invariant else shape
     small = [c for c in SMALL if c.splits <= -(-shape.k // TILE_K)] if seen.m <= SMALL_M else []
-    fitting = (with_most_stages(c, shape.column_vectors) for c in (*CANDIDATES, *small) if c.cluster_size <= sms)
-    legal = [c for c in fitting if not sm100_problems(c, shape.column_vectors)]
+    needs = {c: (shape.column_vectors, staged_tiles(c, shape)) for c in (*CANDIDATES, *small) if c.cluster_size <= sms}
+    fitting = [(with_most_stages(c, *need), need) for c, need in needs.items()]
+    legal = [c for c, need in fitting if not sm100_problems(c, *need)]
     best = min(legal, key=lambda c: estimate(c, seen, machine).us)
     return replace(best, scheduler="clc" if estimate(best, seen, machine).waves > 1 else "static")

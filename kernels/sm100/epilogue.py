@@ -1,46 +1,55 @@
 """The epilogue warps: tensor memory, through the epilogue tree, to D.
 
 Thread `lane` of warp w has row 32 w + lane of the CTA's 128 rows. A tile is read in panels of 64 columns, 32 per
-tcgen05.ld, and the tree is evaluated for 8 columns at a time. When the panel that the next accumulator needs (or,
-without overlap, the last one) is in registers, the warp releases the accumulator and the MMA warp goes on.
+tcgen05.ld, and the tree is evaluated for a group of columns at a time: 8 (16 bytes of bf16), or what the widest store
+takes. When the panel that the next accumulator needs (or, without overlap, the last one) is in registers, the warp
+releases the accumulator and the MMA warp goes on.
 """
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Float32, Int32, Int64, Uint32
+from cutlass import Float32, Int32
 
 from cutefp4 import epilogue as nodes
 from cutefp4.config_sm100 import CTA_ROWS, PANEL, tmem_layout
 
 from ..common.device_struct import DeviceStruct
-from ..common.ptx import atomic_umax, warp_umax
 from ..epilogue import math
-from ..epilogue.sinks import element_pointer, store_values
 from . import tcgen05
+from .direct_store import column_amax, group_columns, row_amax, store_row, store_row_amax
 from .epilogue_load import TileLoads
 from .mma import acc_column
 from .packed import evaluate_pair
 from .split_k import SplitSum
 from .store import WarpStore, buffer_columns
+from .tile_stage import TileStage
 
 READ = 32
 """Columns per tcgen05.ld."""
-GROUP = 8
-"""Columns that are evaluated together: 16 bytes of bf16."""
 
 
 class TmemEpilogue(DeviceStruct):
     """The epilogue of one warp.
 
-    tensors: by name: D as "d", leaves and sinks by their own names.
+    tensors: by name: D as "d", leaves and sinks by their own names. tma: of D, and of the matrices read through shared
+    memory.
+
+    Below, `at` = (row, first column of the work tile, l, panel) is where a thread reads; the column within the panel is
+    a constant, as tensor memory is read in unrolled pieces.
     """
 
-    def __init__(self, plan, tensors: dict, sizes, storage, tma_d: tuple, place, tmem: Int32, warp: Int32, lane: Int32):
+    def __init__(self, plan, tensors: dict, sizes, storage, tma: tuple, place, tmem: Int32, warp: Int32, lane: Int32):
+        tma_d, tma_tiles = tma
         self.plan, self.config, self.tree = plan, plan.config, plan.kernel_tree()
         self.tensors, self.place, self.warp, self.lane = tensors, place, warp, lane
         self.size_m, self.size_n = sizes
+        self.group = group_columns(plan)
         self.tmem = tmem + (warp << 21)
         self.loads = TileLoads(self.tree.leaves(), tensors, plan.config, storage.vectors, sizes, warp, lane)
+        self.staged = {
+            name: TileStage(tma_tiles[i], tensors[name].element_type, storage, i, warp, lane, plan.config.panels)
+            for i, name in enumerate(plan.staged_tiles())
+        }
         self.dtype = tensors["d"].element_type
         self.store = WarpStore(tma_d, storage.store, warp, lane, self.dtype) if tma_d else ()
         self.row_sinks = [sink for sink in self.tree.sinks if isinstance(sink, nodes.RowAmax)]
@@ -62,59 +71,68 @@ class TmemEpilogue(DeviceStruct):
         if cutlass.const_expr(layout.overlapped):
             # The columns that both accumulators share: the last panel of the first, the first panel of the second.
             first_panel = (config.panels - 1) * (1 - state.phase)
+        chunks_at = (m * (CTA_ROWS // 32) + self.warp, n * config.panels, first_panel, l)
+        for stage in self.staged.values():
+            stage.begin(chunks_at)
         acc_ring.wait_full(state)
         tcgen05.fence_after()
         acc = self.tmem + acc_column(state, layout, False)
         for i in cutlass.range(config.panels, unroll=1):
             panel = (first_panel + i) % config.panels
-            for half in cutlass.range_constexpr(PANEL // READ):
-                offset = panel * PANEL + half * READ
-                values = tcgen05.load_columns(acc + offset, READ)
-                if cutlass.const_expr(half == PANEL // READ - 1):
+            for first in cutlass.range_constexpr(0, PANEL, READ):
+                values = tcgen05.load_columns(acc + panel * PANEL + first, READ)
+                if cutlass.const_expr(first == PANEL - READ):
                     if i == release_at:
                         self._release(acc_ring, state)
                 if cutlass.const_expr(config.splits > 1):
-                    self._write_partials(work, values, column, offset)
+                    self._write_partials(work, values, (row, column, l, panel), first)
                 else:
-                    turn = self._finish(values, (row, column, l, offset), loaded, half, (m, n, panel), turn)
+                    for stage in self.staged.values():
+                        stage.before(first)
+                    turn = self._finish(values, (row, column, l, panel), loaded, first, turn)
+                    for stage in self.staged.values():
+                        stage.after(i, first + READ, chunks_at)
         if cutlass.const_expr(config.splits > 1):
             if self.split.count_in(work):
                 for panel in cutlass.range(config.panels, unroll=1):
-                    for half in cutlass.range_constexpr(PANEL // READ):
-                        offset = panel * PANEL + half * READ
-                        values = self._read_partials(work, column, offset)
-                        turn = self._finish(values, (row, column, l, offset), loaded, half, (m, n, panel), turn)
+                    for first in cutlass.range_constexpr(0, PANEL, READ):
+                        values = self._read_partials(work, (row, column, l, panel), first)
+                        turn = self._finish(values, (row, column, l, panel), loaded, first, turn)
         for i in cutlass.range_constexpr(len(self.row_sinks)):
-            where = self._address(self.row_sinks[i].name, (l, row))
-            atomic_umax(where, Uint32(math.bits(self.row_max[i])), row < self.size_m)
+            store_row_amax(self.tensors[self.row_sinks[i].name], self.row_max[i], l, row, self.size_m)
         return turn
 
     @cute.jit
-    def _finish(self, values, position, loaded, half: cutlass.Constexpr, tile, turn):
+    def _finish(self, values, at, loaded, first: cutlass.Constexpr, turn):
         """32 finished sums of this thread's row: evaluate and store; returns the store buffer to use next."""
-        row, column, l, offset = position
         if cutlass.const_expr(self.plan.store == "tma"):
-            turn = self._stage(values, position, loaded, half, tile, turn)
+            turn = self._stage(values, at, loaded, first, turn)
         else:
-            for g in cutlass.range_constexpr(0, READ, GROUP):
-                if column + offset + g < self.size_n:
-                    out = self._evaluate(values[g : g + GROUP], position, g, loaded)
-                    self._store_elements(self.tensors["d"], out, row, self._d_column(column, offset, g), l)
+            for g in cutlass.range_constexpr(0, READ, self.group):
+                if self._column(at, first + g) < self.size_n:
+                    out = self._evaluate(values[g : g + self.group], at, first + g, loaded)
+                    column = self._column(at, first + g) // (2 if self.tree.halves_columns() else 1)
+                    vectors = self.plan.store == "vectors"
+                    store_row(self.tensors["d"], out, at[0], column, at[2], self.size_m, vectors)
         return turn
 
     @cute.jit
-    def _write_partials(self, work, values, column: Int32, offset: Int32):
-        for g in cutlass.range_constexpr(0, READ, GROUP):
-            if column + offset + g < self.size_n:
-                self.split.write(work, offset + g, values[g : g + GROUP])
+    def _write_partials(self, work, values, at, first: cutlass.Constexpr):
+        for g in cutlass.range_constexpr(0, READ, self.group):
+            if self._column(at, first + g) < self.size_n:
+                self.split.write(work, at[3] * PANEL + (first + g), values[g : g + self.group])
 
     @cute.jit
-    def _read_partials(self, work, column: Int32, offset: Int32):
+    def _read_partials(self, work, at, first: cutlass.Constexpr):
         sums = cute.make_rmem_tensor(READ, Float32)
-        for g in cutlass.range_constexpr(0, READ, GROUP):
-            if column + offset + g < self.size_n:
-                self.split.add_up(work, offset + g, sums, g, GROUP)
+        for g in cutlass.range_constexpr(0, READ, self.group):
+            if self._column(at, first + g) < self.size_n:
+                self.split.add_up(work, at[3] * PANEL + (first + g), sums, g, self.group)
         return tuple(sums[j] for j in range(READ))
+
+    def _column(self, at: tuple, column: int) -> Int32:
+        """Column of the product of column `column` of the panel."""
+        return at[1] + at[3] * PANEL + column
 
     def _release(self, acc_ring, state) -> None:
         """This warp has read what the next accumulator overwrites."""
@@ -127,36 +145,31 @@ class TmemEpilogue(DeviceStruct):
                 tcgen05.arrive_in_cluster(barrier, self.place.leader)
 
     @cute.jit
-    def _stage(self, values, position, loaded, half: cutlass.Constexpr, tile, turn):
+    def _stage(self, values, at, loaded, first: cutlass.Constexpr, turn):
         """Evaluate 32 columns and write them to a buffer; send it when its rows are full."""
         columns = buffer_columns(self.dtype)
-        chunks_per_group = GROUP * self.dtype.width // 128
-        first_chunk = (half * READ) % columns * self.dtype.width // 128
-        if cutlass.const_expr(half * READ % columns == 0):
+        if cutlass.const_expr(first % columns == 0):
             self.store.wait_buffer()
-        for g in cutlass.range_constexpr(0, READ, GROUP):
-            out = self._evaluate(values[g : g + GROUP], position, g, loaded)
-            self.store.put(turn, first_chunk + g // GROUP * chunks_per_group, out)
-        if cutlass.const_expr((half + 1) * READ % columns == 0):
-            m, n, panel = tile
-            per_panel = PANEL // columns
-            column_tile = (n * self.config.panels + panel) * per_panel + half * READ // columns
-            self.store.send(turn, m * (CTA_ROWS // 32) + self.warp, column_tile, position[2])
+        for g in cutlass.range_constexpr(0, READ, self.group):
+            out = self._evaluate(values[g : g + self.group], at, first + g, loaded)
+            self.store.put(turn, (first + g) % columns * self.dtype.width // 128, out)
+        if cutlass.const_expr((first + READ) % columns == 0):
+            row, column, l, panel = at
+            column_tile = (column // PANEL + panel) * (PANEL // columns) + first // columns
+            self.store.send(turn, row // 32, column_tile, l)
             turn = turn ^ 1
         return turn
 
-    def _d_column(self, column: Int32, offset: Int32, g: int) -> Int32:
-        """Column of D of product column `column + offset + g`."""
-        return (column + offset + g) // (2 if self.tree.halves_columns() else 1)
-
-    def _evaluate(self, acc: tuple, position: tuple, g: int, loaded: dict) -> list:
-        """D's fp32 values at 8 columns of this thread's row; runs the sinks, too."""
-        row, first, l, offset = position
-        column = first + offset + g
-        along_n = self.loads.column_values(offset + g, GROUP)
-        tiles = self.loads.tile_values(row, column, l, GROUP, self.plan.store == "tma")
-        pairs = [self._pair(acc[j : j + 2], j, loaded, along_n, tiles) for j in range(0, GROUP, 2)]
-        self._run_sinks(pairs, row, column, l)
+    def _evaluate(self, acc: tuple, at: tuple, first: int, loaded: dict) -> list:
+        """D's fp32 values at a group of columns of this thread's row; runs the sinks, too."""
+        row, _, l, panel = at
+        column = self._column(at, first)
+        along_n = self.loads.column_values(panel * PANEL + first, self.group)
+        tiles = {name: stage.values(first, self.group) for name, stage in self.staged.items()}
+        if not self.staged:
+            tiles = self.loads.tile_values(row, column, l, self.group, self.plan.store != "elements")
+        pairs = [self._pair(acc[j : j + 2], j, loaded, along_n, tiles) for j in range(0, self.group, 2)]
+        self._run_sinks(pairs, (row, column, l))
         out = self.tree.out
         if isinstance(out, nodes.SwigluPair):
             return [math.mul(math.silu(gate), up) for gate, up in (pair(out.x) for pair in pairs)]
@@ -176,43 +189,17 @@ class TmemEpilogue(DeviceStruct):
 
         return lambda node: evaluate_pair(node, leaf_value, memo)
 
-    def _run_sinks(self, pairs: list, row: Int32, column: Int32, l: Int32) -> None:
+    def _run_sinks(self, pairs: list, place: tuple) -> None:
+        row, column, l = place
         for sink in self.tree.sinks:
             values = [value for pair in pairs for value in pair(sink.value)]
+            tensor = self.tensors[sink.name]
             if isinstance(sink, nodes.Store):
-                self._store_elements(self.tensors[sink.name], values, row, column, l)
-                continue
-            magnitudes = [math.absolute(v) for v in values]
-            if isinstance(sink, nodes.RowAmax):
-                self._row_amax(self.row_sinks.index(sink), magnitudes, column)
+                store_row(tensor, values, row, column, l, self.size_m, self.plan.sink_store == "vectors")
+            elif isinstance(sink, nodes.RowAmax):
+                row_amax(self.row_max, self.row_sinks.index(sink), values, column, self.size_n)
             else:
-                self._column_amax(sink.name, magnitudes, row, column, l)
-
-    def _row_amax(self, index: int, magnitudes: list, column: Int32) -> None:
-        for j, value in enumerate(magnitudes):
-            inside = Float32(cutlass.select_(column + j < self.size_n, value, Float32(0.0)))
-            self.row_max[index] = math.larger(self.row_max[index], inside)
-
-    def _column_amax(self, name: str, magnitudes: list, row: Int32, column: Int32, l: Int32) -> None:
-        """Maximum over the warp's rows, then into tensor[l, column + j]. Bits order like non-negative floats."""
-        for j, value in enumerate(magnitudes):
-            # larger() drops NaN.
-            inside = math.larger(Float32(cutlass.select_(row < self.size_m, value, Float32(0.0))), Float32(0.0))
-            largest = warp_umax(Uint32(math.bits(inside)))
-            where = self._address(name, (l, column + j))
-            atomic_umax(where, largest, (self.lane == j) & (column + j < self.size_n))
-
-    def _address(self, name: str, coordinates: tuple) -> Int64:
-        return Int64(element_pointer(self.tensors[name], coordinates).toint())
-
-    @cute.jit
-    def _store_elements(self, tensor: cute.Tensor, values, row: Int32, column: Int32, l: Int32):
-        """Store consecutive values of this thread's row, one by one."""
-        columns = tensor.shape[2]
-        for j in cutlass.range_constexpr(len(values)):
-            pointer = element_pointer(tensor, (l, row, column + j))
-            if (row < self.size_m) & (column + j < columns):
-                store_values(pointer, [values[j]])
+                column_amax(tensor, values, place, (self.size_m, self.size_n), self.lane)
 
 
 @cute.jit

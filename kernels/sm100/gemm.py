@@ -51,9 +51,10 @@ from .cluster import ClusterPlace
 from .epilogue import TmemEpilogue, epilogue_role
 from .loader import StageLoader, code_tma, load_role, scale_tma
 from .mma import StageMma, mma_role
-from .smem_layout import allocate, ring_specs
+from .smem_layout import allocate, ring_specs, tile_barriers
 from .store import store_tma
 from .tcgen05 import fence_after, fence_before
+from .tile_stage import tile_tma
 from .work_queue import ClusterLaunchQueue, StaticQueue, queue_ring, schedule_role
 
 
@@ -88,6 +89,8 @@ class Sm100Gemm:
             scale_tma(b_scales, b, config.sfb_slices, config),
         )
         tma_d = store_tma(epilogue_tensors[0]) if self.plan.store == "tma" else ()
+        tensors = dict(zip(self.plan.tensor_names(), epilogue_tensors, strict=True))
+        tma_tiles = tuple(tile_tma(tensors[name]) for name in self.plan.staged_tiles())
         scheduler = StaticScheduler(
             cute.ceil_div(size_m, CTA_ROWS * config.cluster_m),
             cute.ceil_div(size_n, config.tile_n * config.cluster_n),
@@ -99,7 +102,7 @@ class Sm100Gemm:
         clusters = scheduler.total()
         if cutlass.const_expr(config.scheduler == "static"):
             clusters = cutlass.max(cutlass.min(clusters, sms // config.cluster_size), 1)
-        self.kernel(tma, tma_d, epilogue_tensors, (size_m, size_n), scheduler).launch(
+        self.kernel(tma, (tma_d, tma_tiles), epilogue_tensors, (size_m, size_n), scheduler).launch(
             grid=[clusters * config.cluster_size, 1, 1],
             block=[config.threads, 1, 1],
             cluster=[config.cluster_size, 1, 1],
@@ -109,11 +112,11 @@ class Sm100Gemm:
         )
 
     @cute.kernel
-    def kernel(self, tma, tma_d, epilogue_tensors, sizes, scheduler):
+    def kernel(self, tma, epilogue_tma, epilogue_tensors, sizes, scheduler):
         config = self.config
         thread, _, _ = cute.arch.thread_idx()
         warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
-        storage = allocate(config, self.plan.column_vectors())
+        storage = allocate(config, self.plan.column_vectors(), len(self.plan.staged_tiles()))
         load_spec, acc_spec = ring_specs(config)
         load_ring = Ring(load_spec, storage.full, storage.empty)
         acc_ring = Ring(acc_spec, storage.acc_full, storage.acc_empty)
@@ -140,7 +143,7 @@ class Sm100Gemm:
         else:
             self.wait_for_previous_kernel()
             tensors = dict(zip(self.plan.tensor_names(), epilogue_tensors, strict=True))
-            epilogue = TmemEpilogue(self.plan, tensors, sizes, storage, tma_d, place, tmem, warp, thread % 32)
+            epilogue = TmemEpilogue(self.plan, tensors, sizes, storage, epilogue_tma, place, tmem, warp, thread % 32)
             epilogue_role(scheduler, self.queue(place, scheduler, work_ring, storage), acc_ring, epilogue)
         self.finish(warp, storage)
 
@@ -166,6 +169,8 @@ class Sm100Gemm:
         if thread == 0:
             for ring in rings if self.config.scheduler == "clc" else rings[:2]:
                 ring.init()
+            for i in range(tile_barriers(len(self.plan.staged_tiles()))):
+                cute.arch.mbarrier_init(storage.tile_full + i, 1)
             cute.arch.mbarrier_init_fence()
         if warp == MMA_WARP:
             two = self.config.cta_group == 2

@@ -2,6 +2,7 @@
 
     per stage   A codes   128 rows x 128 bytes, 128-byte swizzle        SFA  4 scale tiles (K) of 512 bytes
                 B codes   b_rows x 128 bytes, 128-byte swizzle          SFB  sfb_tiles x 4 scale tiles
+    tiles       matrices that the epilogue reads x 4 warps x 2 buffers of 32 rows x 128 bytes, 128-byte swizzle
     store       4 warps x 2 buffers of 32 rows x 128 bytes, 128-byte swizzle
     vectors     4 warps x vectors along N x tile_n fp32
 
@@ -19,6 +20,7 @@ from cutefp4.config_sm100 import (
     EPILOGUE_WARPS,
     STORE_BUFFER_BYTES,
     STORE_BUFFERS,
+    TILE_BUFFERS,
     Sm100Config,
     sm100_smem,
     stage_bytes,
@@ -41,11 +43,13 @@ class Storage(DeviceStruct):
     work_full: cute.Pointer
     work_empty: cute.Pointer
     responses: cute.Pointer
+    tile_full: cute.Pointer
     tmem_address: cute.Pointer
     vectors: cute.Pointer
     a: cute.Pointer
     b: cute.Pointer
     store: cute.Pointer
+    tiles: cute.Pointer
     sfa: cute.Pointer
     sfb: cute.Pointer
 
@@ -67,8 +71,13 @@ def ring_specs(config: Sm100Config) -> tuple[RingSpec, RingSpec]:
     )
 
 
-def allocate(config: Sm100Config, column_vectors: int) -> Storage:
-    """Lay out the buffers."""
+def tile_barriers(tiles: int) -> int:
+    """Barriers of the buffers of `tiles` matrices (at least one, so that there is an array)."""
+    return max(tiles * EPILOGUE_WARPS * TILE_BUFFERS, 1)
+
+
+def allocate(config: Sm100Config, column_vectors: int, tiles: int) -> Storage:
+    """Lay out the buffers; column_vectors, tiles: as in `sm100_smem`."""
     smem = SmemAllocator()
     size = stage_bytes(config)
     load, acc = ring_specs(config)
@@ -84,6 +93,7 @@ def allocate(config: Sm100Config, column_vectors: int) -> Storage:
         work_full=smem.allocate_array(Int64, CLC_STAGES),
         work_empty=smem.allocate_array(Int64, CLC_STAGES),
         responses=buffer(CLC_STAGES * RESPONSE_BYTES, RESPONSE_BYTES),
+        tile_full=smem.allocate_array(Int64, tile_barriers(tiles)),
         tmem_address=smem.allocate_array(Int32, 1),
         vectors=smem.allocate_array(
             Float32, max(sm100_smem(config, column_vectors).vectors // 4, 4), byte_alignment=16
@@ -91,6 +101,7 @@ def allocate(config: Sm100Config, column_vectors: int) -> Storage:
         a=buffer(config.stages * size.a),
         b=buffer(config.stages * size.b),
         store=buffer(EPILOGUE_WARPS * STORE_BUFFERS * STORE_BUFFER_BYTES),
+        tiles=buffer(max(sm100_smem(config, column_vectors, tiles).tiles, 16)),
         sfa=buffer(config.stages * size.sfa, 128),
         sfb=buffer(config.stages * size.sfb, 128),
     )

@@ -48,10 +48,11 @@ class Problem:
     sms: int = 2
     seed: int | None = None
     pdl: bool = False
+    tile_load: str = "elements"
 
     def plan(self) -> Sm100GemmPlan:
         tree = default_epilogue(CONSTANT, bias=self.bias, activation=self.activation, c=self.c, beta=self.beta)
-        return Sm100GemmPlan(self.arch, self.config, tree, self.out_dtype, self.store, self.pdl)
+        return Sm100GemmPlan(self.arch, self.config, tree, self.out_dtype, self.store, self.pdl, self.tile_load)
 
     def plan_dtype(self) -> torch.dtype:
         return TORCH[self.out_dtype]
@@ -93,9 +94,8 @@ class Problem:
         c = self.config
         parts = [f"{self.m}x{self.n}x{self.k}", f"tile{c.tile_m}x{c.tile_n}", self.out_dtype, self.store, self.arch]
         parts += [str(p) for p in (self.bias, self.activation, self.c) if p]
-        return "-".join(
-            parts + ["swap"] * c.swap_ab + [f"split{c.splits}"] * (c.splits > 1) + [c.scheduler] + ["pdl"] * self.pdl
-        )
+        parts += ["swap"] * c.swap_ab + [f"split{c.splits}"] * (c.splits > 1) + ["clc"] * (c.scheduler == "clc")
+        return "-".join(parts + ["tma-c"] * (self.tile_load == "tma"))
 
     def but(self, **changes) -> Problem:
         return replace(self, **changes)

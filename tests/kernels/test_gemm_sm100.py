@@ -77,6 +77,33 @@ EPILOGUES = [
 ]
 
 
+STAGED = Sm100Config(tile_n=256, stages=2, scheduler="clc")
+PAIR = Sm100Config(tile_m=256, tile_n=192, cluster_m=2, stages=3)
+C_BY_TMA = [
+    BASE.but(c="float32", out_dtype="float32", beta=0.5, config=STAGED, batch=2, k=288),
+    BASE.but(c="bfloat16", out_dtype="bfloat16", bias="float32", activation="relu", config=STAGED),
+    BASE.but(c="float16", out_dtype="bfloat16", config=PAIR),
+    BASE.but(c="float32", out_dtype="bfloat16", config=PAIR, pdl=True),
+    BASE.but(c="bfloat16", out_dtype="float32", config=Sm100Config(tile_n=64, stages=2)),
+    BASE.but(c="bfloat16", out_dtype="float32", store="vectors", m=17, config=Sm100Config(cluster_m=2, cluster_n=2)),
+    BASE.but(c="bfloat16", store="elements", n=264, config=Sm100Config(tile_n=64)),
+]
+
+
+@pytest.mark.parametrize("problem", [p.but(tile_load="tma") for p in C_BY_TMA], ids=ids)
+def test_c_through_shared_memory(problem):
+    """Chunks of C under the mainloop, in the order in which overlapped accumulators are read; tails are zeros."""
+    for seed in (None, 1, 2, 3):
+        problem.but(seed=seed, sms=problem.config.cluster_size).check()
+
+
+@pytest.mark.parametrize("problem", [BASE.but(out_dtype="float32"), BASE.but(n=336, m=129), BASE.but(n=16)], ids=ids)
+def test_vector_stores(problem):
+    problem = problem.but(store="vectors", seed=2)
+    problem.check()
+    assert "st.global.v8.b32" in compile.artifacts(problem.plan()).ptx
+
+
 @pytest.mark.parametrize("problem", EPILOGUES, ids=ids)
 def test_epilogues(problem):
     problem.but(seed=5).check()
@@ -152,15 +179,20 @@ def test_repeats_bit_for_bit():
 
 
 def run_tree(tree, values: dict, m: int, n: int, k: int, config: Sm100Config, store: str, out_dtype: str, columns: int):
-    plan = Sm100GemmPlan("sm_100a", config, tree, out_dtype, store)
+    sinks = "vectors" if store == "vectors" else "elements"
+    plan = Sm100GemmPlan("sm_100a", config, tree, out_dtype, store, sink_store=sinks)
     a, b = operand(m, k, 1), operand(n, k, 2)
     d, _ = guarded((1, m, columns), TORCH[out_dtype])
     launch(plan, a, b, values | {"d": d} | workspace(config, m, n, 1), "sm_100a", 2, 3)
     return d[0], reference.gemm_accumulator(a, b)[0].float()
 
 
-@pytest.mark.parametrize("config", [Sm100Config(), replace(SWAPPED, splits=2)], ids=["plain", "swapped"])
-def test_amax_sinks_and_extra_store(config):
+@pytest.mark.parametrize(
+    "config, store",
+    [(Sm100Config(), "elements"), (Sm100Config(), "vectors"), (replace(SWAPPED, splits=2), "elements")],
+    ids=["plain", "vectors", "swapped"],
+)
+def test_amax_sinks_and_extra_store(config, store):
     @epilogue.epilogue
     def tree(acc, factor: epilogue.Scalar()):
         z = CONSTANT * acc
@@ -171,14 +203,14 @@ def test_amax_sinks_and_extra_store(config):
             epilogue.ColumnAmax(z, "cols"),
         )
 
-    m, n, k = 45, 200, 544
+    m, n, k = 45, 208, 544
     values = {
         "factor": torch.tensor([3.0]),
         "raw": torch.full((1, m, n), torch.nan),
         "rows": torch.zeros(1, m),
         "cols": torch.zeros(1, n),
     }
-    d, acc = run_tree(tree, values, m, n, k, config, "elements", "bfloat16", n)
+    d, acc = run_tree(tree, values, m, n, k, config, store, "bfloat16", n)
     z = torch.tensor(CONSTANT) * acc
     assert torch.equal(values["raw"][0], z)
     assert torch.equal(d, (z * 3).bfloat16())
@@ -186,13 +218,14 @@ def test_amax_sinks_and_extra_store(config):
     assert torch.equal(values["cols"][0], z.abs().amax(0))
 
 
-def test_swiglu_pairs():
+@pytest.mark.parametrize("store, n", [("elements", 152), ("vectors", 144)], ids=str)
+def test_swiglu_pairs(store, n):
     @epilogue.epilogue
     def tree(acc):
         return epilogue.SwigluPair(CONSTANT * acc)
 
-    m, n, k = 130, 152, 256
-    d, acc = run_tree(tree, {}, m, n, k, Sm100Config(), "elements", "float32", n // 2)
+    m, k = 130, 256
+    d, acc = run_tree(tree, {}, m, n, k, Sm100Config(), store, "float32", n // 2)
     z = torch.tensor(CONSTANT) * acc
     gate, up = z[:, 0::2], z[:, 1::2]
     torch.testing.assert_close(d, torch.nn.functional.silu(gate) * up, rtol=1e-6, atol=1e-7)
