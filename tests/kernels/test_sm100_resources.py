@@ -10,7 +10,7 @@ from cutefp4.compile_report import compile_report
 from cutefp4.config_sm100 import ROLES, SCHEDULERS, SM100_SMEM_BYTES, Sm100Config, stage_bytes
 from cutefp4.epilogue import default_epilogue
 from cutefp4.gemm_plan_sm100 import Sm100GemmPlan
-from cutefp4.heuristics.sm100 import CANDIDATES, SMALL
+from cutefp4.heuristics.sm100 import CANDIDATES, SMALL, with_most_stages
 from tests.kernels.blackwell import CONSTANT, Problem, guarded, launch, operand
 
 PLAIN = default_epilogue(CONSTANT)
@@ -19,6 +19,16 @@ RICH = default_epilogue(CONSTANT, bias="bfloat16", activation="gelu", c="float32
 
 def report(arch: str, config: Sm100Config, tree, out_dtype: str):
     return compile_report(Sm100GemmPlan(arch, config, tree, out_dtype, "elements" if config.swap_ab else "tma"))
+
+
+@pytest.mark.parametrize("arch", ["sm_100a", "sm_103a"])
+@pytest.mark.parametrize(
+    "config", [CANDIDATES[0], CANDIDATES[4], CANDIDATES[6]], ids=lambda c: f"{c.tile_m}x{c.tile_n}"
+)
+def test_c_through_shared_memory_and_vector_stores(config, arch):
+    config = with_most_stages(config, 2, 1)
+    assert_within_budget(compile_report(Sm100GemmPlan(arch, config, RICH, "float32", "tma", tile_load="tma")))
+    assert_within_budget(compile_report(Sm100GemmPlan(arch, config, RICH, "bfloat16", "vectors", tile_load="tma")))
 
 
 def assert_within_budget(found) -> None:
