@@ -82,6 +82,11 @@ class CompileReport:
         return disassemble(self.cubin)
 
     @cached_property
+    def resources(self) -> tuple[cubin.KernelResources, ...]:
+        """Registers, stack and shared memory of every kernel; needs no disassembler."""
+        return tuple(cubin.kernels(self.cubin))
+
+    @cached_property
     def kernels(self) -> tuple[KernelReport, ...]:
         """One report per kernel, by name. Raises UnsupportedError without nvdisasm."""
         starts = list(_FUNCTION.finditer(self.sass))
@@ -89,7 +94,7 @@ class CompileReport:
         bodies = {start.group(1): self.sass[start.end() : end] for start, end in zip(starts, ends, strict=True)}
         return tuple(
             KernelReport(resources, Counter(m.split(".")[0] for m in _INSTRUCTION.findall(bodies[resources.name])))
-            for resources in cubin.kernels(self.cubin)
+            for resources in self.resources
         )
 
     @property

@@ -1,0 +1,93 @@
+"""GEMMs whose results an H200 has recorded (tests/fixtures/gemm_sm90.npz, made by perf/gemm_fixtures.py).
+
+Wherever sums are exact in fp32 every kernel on every machine must give these bits. Where they are not, the same Hopper
+kernel must, in the emulator too: its schedule does not depend on the number of multiprocessors if batch invariant.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+
+from cutefp4.acceptance.gemm import GemmCase
+
+WHOLE_BYTES = 2048
+"""A larger D is kept as a digest of 8 bytes per row."""
+
+_TAILS = tuple(
+    GemmCase(m=m, n=n, k=k, out=out)
+    for m, n, k, out in (
+        (1, 1, 16, "float32"), (1, 300, 4096, "bfloat16"), (7, 63, 48, "bfloat16"), (16, 264, 512, "bfloat16"),
+        (33, 7, 208, "float32"), (63, 129, 48, "float16"), (64, 136, 1024, "bfloat16"), (129, 300, 208, "bfloat16"),
+        (129, 63, 208, "float16"), (300, 7, 64, "float32"), (300, 264, 4096, "bfloat16"), (520, 392, 96, "bfloat16"),
+    )
+)  # fmt: skip
+
+_FORMS = (
+    GemmCase(layout="NN", m=70, n=72),
+    GemmCase(layout="NT", m=70, n=72, out="float32"),
+    GemmCase(scaling_a="tensor", m=40, n=56),
+    GemmCase(scaling_b="tensor", m=40, n=56),
+    GemmCase(scaling_a="tensor", scaling_b="tensor", m=40, n=56, out="float16"),
+    GemmCase(batch=3, m=33, n=48, k=64),
+    GemmCase(batch=2, m=9, n=200, k=1536),
+    GemmCase(shift=4, m=40, n=56),
+    GemmCase(batch_invariant=True, m=5, n=136),
+)
+
+_EPILOGUES = tuple(
+    GemmCase(m=m, n=n, k=128, bias=bias, activation=activation, accumulate=accumulate, out=out)
+    for m, n, bias, activation, accumulate, out in (
+        (70, 72, "bfloat16", None, False, "bfloat16"),
+        (70, 72, "float32", None, False, "float32"),
+        (70, 72, "float16", "relu", False, "float16"),
+        (70, 72, None, "relu2", False, "bfloat16"),
+        (150, 136, "bfloat16", "relu2", True, "float32"),
+        (70, 71, None, None, True, "float32"),
+        (70, 71, "float32", "relu", True, "bfloat16"),
+        (300, 136, None, None, True, "bfloat16"),
+        (8, 72, "bfloat16", "relu", True, "float32"),
+    )
+)
+
+_TRANSCENDENTAL = tuple(
+    GemmCase(m=m, n=72, k=128, bias=bias, activation=activation, out="float32")
+    for m, bias, activation in ((30, None, "gelu"), (30, "bfloat16", "silu"), (5, "float32", "gelu"), (5, None, "silu"))
+)
+
+EXACT = (*_TAILS, *_FORMS, *_EPILOGUES)
+"""Every machine gives these bits, and so does the oracle."""
+
+HOPPER = (
+    *(GemmCase(m=m, n=n, k=k, values="wide", out="float32", batch_invariant=True)
+      for m, n, k in ((20, 24, 256), (129, 136, 208), (7, 63, 2048))),
+    *_TRANSCENDENTAL,
+)  # fmt: skip
+"""Rounded sums and approximated functions: the same bits from the same kernel on the same architecture."""
+
+
+def digest(d: torch.Tensor) -> np.ndarray:
+    """The bytes of D, or 8 bytes of SHA-256 for each row of a larger one: (rows, 8)."""
+    rows = d.contiguous().flatten(0, -2).view(torch.uint8).numpy()
+    if rows.nbytes <= WHOLE_BYTES:
+        return rows
+    return np.stack([np.frombuffer(hashlib.sha256(row.tobytes()).digest()[:8], np.uint8) for row in rows])
+
+
+def first_difference(d: torch.Tensor, recorded: np.ndarray) -> str | None:
+    """Where D differs from what was recorded, None if nowhere."""
+    found = digest(d)
+    if found.shape != recorded.shape:
+        return f"a record of shape {found.shape}, recorded {recorded.shape}"
+    if (found == recorded).all():
+        return None
+    row, byte = (int(i) for i in np.argwhere(found != recorded)[0])
+    differing = int((found != recorded).any(axis=1).sum())
+    if found.shape[1] != d.shape[-1] * d.element_size():
+        return f"row {row}; {differing} of {len(found)} rows differ"
+    column = byte // d.element_size()
+    old = torch.from_numpy(recorded[row].copy()).view(d.dtype)[column]
+    new = d.flatten(0, -2)[row, column]
+    return f"({row}, {column}): {float(new)!r}, recorded {float(old)!r}; {differing} of {len(found)} rows differ"
