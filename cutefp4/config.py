@@ -216,6 +216,9 @@ _CHOICES = {
     "store_passes": (1, 2, 4, 8),
 }
 
+WGMMA_OVERHEAD = 30
+"""Registers that ptxas wants besides a wgmma's accumulators, before setmaxnreg ("target of 158" for n = 256)."""
+
 CONSUMER_OVERHEAD = 40
 """Registers of a consumer besides accumulators and fragments: packed words, scales, addresses."""
 
@@ -238,6 +241,12 @@ def _role_problems(config: Sm90Config, operands: tuple[Sm90Operand, ...]) -> lis
     needed = config.m_atoms * config.tile_n // 2 + config.fragment_registers + CONSUMER_OVERHEAD
     if needed > registers.consumer:
         found.append(f"a consumer needs about {needed} registers and gets {registers.consumer}")
+    launched = SM90_REGISTERS // config.threads // 8 * 8
+    if config.tile_n // 2 + WGMMA_OVERHEAD > launched:
+        found.append(
+            f"tile_n={config.tile_n}: ptxas wants {config.tile_n // 2 + WGMMA_OVERHEAD} registers for the wgmma, "
+            f"and {config.threads} threads are launched with {launched}"
+        )
     if config.stream_k and config.splits > 1:
         found.append(f"splits={config.splits} with stream_k; choose one of them")
     if registers.total(config) > SM90_REGISTERS:

@@ -37,7 +37,12 @@ class WarmupResult:
 
 
 def warmup(
-    plans: Iterable[Plan], *, workers: int | None = None, load: bool = True, progress: bool = False
+    plans: Iterable[Plan],
+    *,
+    workers: int | None = None,
+    load: bool = True,
+    progress: bool = False,
+    strict: bool = True,
 ) -> WarmupResult:
     """Compile what is in no cache, in parallel processes, and load everything into this process.
 
@@ -45,7 +50,8 @@ def warmup(
         plans: any plans; duplicates are dropped.
         workers: processes; None follows CUTEFP4_COMPILE_WORKERS, cores and free memory.
         load: False leaves the kernels on disk (for another process to use).
-        progress: show a bar.
+        progress: show a bar, on a terminal.
+        strict: raise for plans that do not compile; otherwise the outcomes say so.
 
     Raises:
         CompileError: some plans did not compile; the message names each. The others are in the cache.
@@ -72,10 +78,12 @@ def warmup(
     result = WarmupResult(
         tuple(by_plan.get(plan) or Outcome(plan, False, 0.0) for plan in distinct), count, time.perf_counter() - start
     )
-    _raise_failures(result)
+    if strict:
+        _raise_failures(result)
     if load:
-        for plan in distinct:
-            kernel_cache.load(plan)
+        for outcome in result.outcomes:
+            if outcome.error is None:
+                kernel_cache.load(outcome.plan)
     return result
 
 

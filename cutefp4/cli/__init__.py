@@ -10,11 +10,11 @@ import sys
 
 import typer
 
-from cutefp4.cli import cache, demo, doctor, sweep, verify, warmup
+from cutefp4.cli import bench, cache, demo, doctor, sweep, verify, warmup
 from cutefp4.cli.output import USER_ERROR
 from cutefp4.errors import CuteFP4Error
 
-_COMMANDS = (demo, doctor, sweep, verify, warmup, cache)
+_COMMANDS = (demo, doctor, sweep, bench, verify, warmup, cache)
 
 app = typer.Typer(
     name="cutefp4",

@@ -31,6 +31,7 @@ EPILOGUES = {
     "silu": {"activation": "silu"},
     "bias_gelu": {"bias": True, "activation": "gelu"},
     "add": {"c": "bfloat16"},
+    "bias_add": {"bias": True, "c": "bfloat16"},
     "accumulate": {"c": "float32"},
 }
 """What follows the outer scales. add: D = ... + C. accumulate: D += ..., D in fp32, as weight gradients are."""
@@ -112,7 +113,7 @@ class Case:
     def nbytes(self) -> int:
         """Least traffic: operands once, D once, C once."""
         a = self.m * self.k * (2 if self.kind == "w4a16" else 0.5625)
-        c_bytes = {"add": 2, "accumulate": 4}.get(self.epilogue, 0)
+        c_bytes = {"bfloat16": 2, "float32": 4}.get(EPILOGUES[self.epilogue].get("c"), 0)
         return int(a + self.n * self.k * 0.5625 + self.m * self.n * (self.out_dtype.itemsize + c_bytes))
 
     def recipes(self) -> tuple[QuantRecipe, QuantRecipe]:

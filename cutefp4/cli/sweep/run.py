@@ -19,7 +19,6 @@ from cutefp4.cli.sweep.case import EPILOGUES, Case, Operands
 from cutefp4.cli.sweep.check import Checker
 from cutefp4.cli.sweep.space import Family, Space, describe
 from cutefp4.cli.sweep.store import Store, row_key
-from cutefp4.errors import CompileError
 from cutefp4.operand import Nvfp4Operand
 from cutefp4.plan import Plan, to_json
 from cutefp4.recipe import QuantRecipe
@@ -63,11 +62,14 @@ def entry_of(
 def compile_ahead(spaces: list[tuple[Space, list[Any]]], progress: bool, workers: int | None = None) -> dict[Plan, str]:
     """Compile every plan in parallel; returns the plans that did not compile, with the reason."""
     plans = [space.family.plan(config, space.case) for space, configs in spaces for config in configs]
-    try:
-        warmup(plans, workers=workers, load=False, progress=progress)
-    except CompileError as error:
-        return {plan: str(error.given) for plan in plans if not kernel_cache.is_stored(plan)}
-    return {}
+    result = warmup(plans, workers=workers, load=False, progress=progress, strict=False)
+    return {outcome.plan: _first_line(outcome.error) for outcome in result.outcomes if outcome.error is not None}
+
+
+def _first_line(error: str) -> str:
+    """What the compiler says, without the plan before it and the listing behind it."""
+    line = error.partition("did not compile: ")[2].partition("\n")[0] or error.partition("\n")[0]
+    return line if len(line) < 300 else line[:300] + "..."
 
 
 def figures(case: Case, arch: str, us: float) -> dict[str, float]:

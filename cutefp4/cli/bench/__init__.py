@@ -1,0 +1,113 @@
+"""`cutefp4 bench`: measure against every peer that is installed, keep the numbers, make the tables from them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from cutefp4.cli import output
+from cutefp4.cli.bench import compile, gemm, launch, linear_step, predict, quantize, report
+from cutefp4.cli.bench.session import PREDICTED, WHATS, Session
+from cutefp4.errors import OperandError, UnsupportedError
+
+OUT = Path("perf/results")
+BENCHES: dict[str, Callable[[Session], None]] = {
+    "gemm": gemm.bench,
+    "quantize": quantize.bench,
+    "linear-step": linear_step.bench,
+    "launch": launch.bench,
+    "compile": compile.bench,
+}
+assert tuple(BENCHES) == WHATS
+NEEDS_NO_GPU = ("compile",)
+
+HELP = """Measure on this machine's GPU, and make the tables and plots of the documentation from the measurements.
+
+- `cutefp4 bench gemm` : products against cuBLAS, quack's W4A16 and decode + cuBLAS, on the same values
+- `cutefp4 bench quantize` : every mode against a device copy of its bytes, and torch.compile of the oracle
+- `cutefp4 bench linear-step` : quantise X, W, dY and the three products, against bf16
+- `cutefp4 bench launch`, `cutefp4 bench compile` : what a call costs, and what a kernel costs before it (no GPU needed)
+- `cutefp4 bench all --budget 450` : all of them, in about that many seconds; what does not fit is named
+- `cutefp4 bench predict` : the model's times for a B200, marked as predictions (no GPU needed)
+- `cutefp4 bench report` : only regenerate perf/README.md, README.md and the plots from the results (no GPU needed)
+
+Results go to `--out`/DEVICE/DATE-WHAT.json. Peers that are not installed are left out, and the program says so.
+Exit codes: 0 all right, 1 a product was wrong, 2 a mistake in the arguments or no GPU, 130 interrupted.
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command(help=HELP)(bench)
+
+
+def bench(
+    what: Annotated[str, typer.Argument(help=f"{', '.join(WHATS)}, all, predict or report.")],
+    out: Annotated[Path, typer.Option(help="Folder of results; tables go to README.md beside it.")] = OUT,
+    quick: Annotated[bool, typer.Option("--quick", help="A few cases and rounds: does everything run?")] = False,
+    budget: Annotated[float, typer.Option(help="Seconds after which no further case starts; 0: no limit.")] = 0,
+    tables: Annotated[bool, typer.Option(help="Regenerate tables and plots afterwards.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as one JSON document.")] = False,
+) -> None:
+    if what not in (*WHATS, "all", "predict", "report"):
+        raise OperandError(f"bench {what}", ", ".join((*WHATS, "all", "predict", "report")), "choose one of these")
+    names = list(WHATS) if what == "all" else [what] if what in WHATS else []
+    _require_gpu(names)
+    if what in ("predict", "report", "all"):
+        _write_predictions(out, only_if_missing=what != "predict")
+    deadline = time.monotonic() + budget if budget else float("inf")
+    documents, wrong, interrupted = [], [], False
+    for name in names:
+        session = Session(name, quick, deadline, output.note)
+        output.note(f"== {name}")
+        begin = time.monotonic()
+        try:
+            BENCHES[name](session)
+        except KeyboardInterrupt:
+            interrupted = True
+        path = session.save(out)
+        output.note(f"== {name}: {len(session.table.rows)} rows in {time.monotonic() - begin:.0f} s, {path}")
+        documents.append(json.loads(path.read_text()))
+        wrong += [row["check"] for row in session.table.rows if "WRONG" in str(row.get("check", ""))]
+        if interrupted:
+            break
+    if tables:
+        for path in report.write(out, _root(out)):
+            output.note(f"wrote {path}")
+    if as_json:
+        output.print_json(documents if what == "all" else documents[0] if documents else {})
+    if interrupted:
+        output.note("cutefp4: interrupted; what was measured is kept")
+        raise typer.Exit(output.INTERRUPTED)
+    if wrong:
+        raise typer.Exit(output.FAILED)
+
+
+def _require_gpu(names: list[str]) -> None:
+    needing = [name for name in names if name not in NEEDS_NO_GPU]
+    if needing and not torch.cuda.is_available():
+        raise UnsupportedError(
+            f"bench {needing[0]} without a GPU that PyTorch can see", "a Hopper or Blackwell GPU",
+            "without one, `cutefp4 bench compile`, `bench predict` and `cutefp4 sweep --arch sm_90a` work",
+        )  # fmt: skip
+
+
+def _write_predictions(out: Path, only_if_missing: bool) -> None:
+    path = out / PREDICTED / "0000-00-00-predictions.json"
+    if only_if_missing and path.exists():
+        return
+    output.write_text(path, json.dumps(predict.document(), indent=1) + "\n")
+    output.note(f"wrote {path}")
+
+
+def _root(out: Path) -> Path | None:
+    """The source tree whose README has the markers, if `out` is its results folder."""
+    root = out.resolve().parent.parent
+    readme = root / "README.md"
+    return root if readme.exists() and report.BEGIN in readme.read_text() else None
