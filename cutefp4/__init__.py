@@ -1,7 +1,8 @@
 """cutefp4: NVFP4 quantisation and GEMM for PyTorch, in the CUTLASS Python DSL."""
 
+from cutefp4 import epilogue
 from cutefp4.checkpoint import load_safetensors, save_safetensors
-from cutefp4.gemm import gemm, grouped_gemm
+from cutefp4.gemm import gemm, gemm_a16, gemm_plan, grouped_gemm
 from cutefp4.operand import Nvfp4GroupedOperand, Nvfp4Operand
 from cutefp4.quantize import dequantize, quantize, quantize_grouped, swiglu_quantize
 from cutefp4.recipe import QuantRecipe, TrainingRecipe, named_recipe
@@ -17,7 +18,10 @@ __all__ = [
     "QuantRecipe",
     "TrainingRecipe",
     "dequantize",
+    "epilogue",
     "gemm",
+    "gemm_a16",
+    "gemm_plan",
     "grouped_gemm",
     "load_safetensors",
     "named_recipe",

@@ -25,7 +25,10 @@ from cutefp4 import env, ops, reference
 from cutefp4.errors import BackendUnavailableError, OperandError, UnsupportedError
 
 BACKENDS = ("reference", "sm90", "sm100", "emulator")
-OPERATIONS = ("quantize", "quantize_grouped", "swiglu_quantize", "dequantize", "gemm", "grouped_gemm")
+OPERATIONS = (
+    "quantize", "quantize_grouped", "swiglu_quantize", "dequantize", "gemm", "gemm_a16", "gemm_plan", "grouped_gemm",
+)  # fmt: skip
+"""The public functions; backends also have "gemm_tree", the gemm of a composed epilogue."""
 CAPABILITY_MAJOR = {9: "sm90", 10: "sm100"}
 
 
@@ -139,13 +142,53 @@ def _devices() -> list[tuple[int, int, int]]:
 
 def _reference_gemm(a, b, *, out=None, batch_invariant=False, **kwargs) -> torch.Tensor:
     # The oracle's sums do not depend on M, so batch_invariant asks nothing of it.
-    result = reference.gemm(a, b, **kwargs)
+    return _into(out, reference.gemm(a, b, **kwargs))
+
+
+def _into(out: torch.Tensor | None, result: torch.Tensor) -> torch.Tensor:
     return result if out is None else out.copy_(result)
+
+
+def _reference_gemm_tree(a, b, tree, tensors, *, out=None, batch_invariant=False, **kwargs) -> torch.Tensor:
+    return _into(out, reference.gemm_tree(a, b, tree, tensors, **kwargs))
+
+
+def _reference_gemm_a16(x, w, *, out=None, batch_invariant=False, **kwargs) -> torch.Tensor:
+    return _into(out, reference.gemm_a16(x, w, **kwargs))
+
+
+@dataclass(frozen=True)
+class ReferenceGemm:
+    """What the reference does for a product: its plan, as the kernel backends have theirs."""
+
+    kind: str
+    m: int
+    n: int
+    k: int
+    batch: int
+    out_dtype: str
+    epilogue: str
+
+    def explain(self) -> str:
+        """How the oracle computes this product."""
+        how = "exact sums (integers in fp64)" if self.kind == "W4A4" else "sums in fp64"
+        return (
+            f"{self.kind} {self.m}x{self.n}x{self.k}, batch {self.batch}, D {self.out_dtype}\n"
+            f"reference: plain PyTorch, {how}, rounded once to fp32; then {self.epilogue}, each operation in fp32"
+        )
+
+
+def _reference_gemm_plan(a, b, *, out_dtype, tree=None, bias=None, activation=None, c=None, **_) -> ReferenceGemm:
+    steps = ["outer scales", *(["bias"] if bias is not None else []), *([activation] if activation else [])]
+    epilogue = " + ".join(steps + (["C"] if c is not None else [])) if tree is None else "the composed epilogue"
+    is_a16 = isinstance(a, torch.Tensor)
+    rows, batch = (a.shape[0], 1) if is_a16 else (a.rows, a.batch_shape[0] if a.batch_shape else 1)
+    dtype = str(out_dtype).removeprefix("torch.")
+    return ReferenceGemm("W4A16" if is_a16 else "W4A4", rows, b.rows, b.k, batch, dtype, epilogue)
 
 
 def _reference_grouped_gemm(a, b, *, out=None, batch_invariant=False, **kwargs) -> torch.Tensor:
-    result = reference.grouped_gemm(a, b, **kwargs)
-    return result if out is None else out.copy_(result)
+    return _into(out, reference.grouped_gemm(a, b, **kwargs))
 
 
 _REFERENCE = {
@@ -154,5 +197,8 @@ _REFERENCE = {
     "swiglu_quantize": reference.swiglu_quantize,
     "dequantize": reference.dequantize,
     "gemm": _reference_gemm,
+    "gemm_tree": _reference_gemm_tree,
+    "gemm_a16": _reference_gemm_a16,
+    "gemm_plan": _reference_gemm_plan,
     "grouped_gemm": _reference_grouped_gemm,
 }

@@ -3,13 +3,23 @@
 A tree is made of frozen nodes: leaves (the accumulator, vectors, scalars, a tile of C), elementwise operations, and
 sinks that store or reduce. It is written as a Python function of its leaves,
 
-    @epilogue
-    def scaled(acc, alpha_a: Row(), alpha_b: Column(), bias: Column("bfloat16")):
-        return relu(2.0 ** -10 * (alpha_b * (alpha_a * acc)) + bias)
+    from cutefp4.epilogue import Column, RowAmax, Store, relu
 
-and the decorated object is an `Epilogue`. The first argument is the accumulator, the others are declared by their
-annotation. The result is an expression (stored as D), or a tuple of an expression and further sinks: `Store`,
-`RowAmax`, `ColumnAmax`.
+    @cutefp4.epilogue
+    def relu_and_amax(z, bias: Column("bfloat16")):
+        y = relu(z + bias)
+        return y, RowAmax(y, "amax")
+
+    d = cutefp4.gemm(a, b, epilogue=relu_and_amax, tensors={"bias": bias, "amax": torch.zeros(rows)})
+
+and the decorated object is an `Epilogue`. The first argument names what the function starts from:
+
+    z      the product with its outer scales, c * (alpha_b[j] * (alpha_a[i] * acc)): D as a plain `gemm` gives it
+    acc    the bare sum of (e2m1 * e4m3)_a * (e2m1 * e4m3)_b. Arguments named alpha_a and alpha_b then receive the raw
+           amaxes of A and B, unless the caller passes others; the constant c is the function's business
+
+The others are declared by their annotation. The result is an expression (stored as D), or a tuple of an expression and
+further sinks: `Store`, `RowAmax`, `ColumnAmax`.
 
 Every operation is one fp32 operation with one rounding, in the order that is written; nothing is contracted or
 reassociated, except `fma`, which is one rounding by name. The tree is part of a GEMM's plan: two trees are the same
@@ -24,9 +34,13 @@ What a leaf reads, for element (i, j) of D (M, N):
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from functools import cache
+from types import ModuleType
 
 from cutefp4.errors import OperandError
 
@@ -83,6 +97,11 @@ def _node(value) -> Node:
 @dataclass(frozen=True)
 class Accumulator(Node):
     """The fp32 sum over K of (e2m1 * e4m3)_a * (e2m1 * e4m3)_b."""
+
+
+@dataclass(frozen=True)
+class Scaled(Node):
+    """z, the product with its outer scales; a GEMM puts its constant and amaxes in (`Epilogue.bind`)."""
 
 
 @dataclass(frozen=True)
@@ -232,10 +251,17 @@ class Epilogue:
     Attributes:
         out: the expression stored as D; its dtype comes from the GEMM.
         sinks: further `Store`, `RowAmax`, `ColumnAmax`.
+        name: of a tree that `epilogue` made: a digest of its text, by which `named` finds it. Not part of its value.
+        arguments: of such a tree: (name, node) of every tensor, leaves by name and then sinks, z's amaxes left out.
+        of_z: whether it is a function of z.
     """
 
     out: Node
     sinks: tuple[Node, ...] = ()
+
+    name = ""
+    arguments = ()
+    of_z = False
 
     def nodes(self) -> Iterator[Node]:
         """Every node once, children first."""
@@ -256,6 +282,22 @@ class Epilogue:
         """The tensor arguments, in order of their names; the same argument used twice appears once."""
         found = {node.name: node for node in self.nodes() if isinstance(node, Leaf)}
         return tuple(found[name] for name in sorted(found))
+
+    def bind(self, constant: float, alpha_a: str, alpha_b: str) -> Epilogue:
+        """The tree with z spelled out; arguments as in `default_epilogue`."""
+        product = default_epilogue(constant, alpha_a, alpha_b).out
+        made: dict[int, Node] = {}
+
+        def rebuild(node: Node) -> Node:
+            if isinstance(node, Scaled):
+                return product
+            if id(node) not in made:
+                inner = {f.name: getattr(node, f.name) for f in fields(node)}
+                inner = {name: rebuild(value) for name, value in inner.items() if isinstance(value, Node)}
+                made[id(node)] = replace(node, **inner) if inner else node
+            return made[id(node)]
+
+        return Epilogue(rebuild(self.out), tuple(rebuild(sink) for sink in self.sinks))
 
     def text(self) -> str:
         """The tree in one line, the same for equal trees: what files that outlive the process call it."""
@@ -292,9 +334,15 @@ def epilogue(function: Callable) -> Epilogue:
     Raises:
         OperandError: an argument without a declared kind, or a result that is not an expression (and sinks).
     """
-    parameters = list(inspect.signature(function, eval_str=True).parameters.values())
-    arguments: list[Node] = [Accumulator()]
-    for p in parameters[1:]:
+    first, *parameters = inspect.signature(function, eval_str=True).parameters.values()
+    if first.name not in _FIRST:
+        raise OperandError(
+            f"epilogue {function.__name__} with first argument {first.name!r}",
+            "z (the product with its outer scales) or acc (the bare sum)",
+            "name what the function starts from",
+        )
+    arguments: list[Node] = [_FIRST[first.name]()]
+    for p in parameters:
         kind = p.annotation() if inspect.isclass(p.annotation) and issubclass(p.annotation, Leaf) else p.annotation
         if not isinstance(kind, Leaf) or type(kind) is Leaf:
             raise OperandError(
@@ -312,10 +360,38 @@ def epilogue(function: Callable) -> Epilogue:
             "an expression, or (expression, Store | RowAmax | ColumnAmax, ...)",
             "return D's expression first",
         )
-    names = [s.name for s in sinks] + [leaf.name for leaf in Epilogue(out, tuple(sinks)).leaves()]
+    return _registered(Epilogue(out, tuple(sinks)), first.name == "z")
+
+
+_FIRST = {"z": Scaled, "acc": Accumulator}
+_REGISTERED: dict[str, Epilogue] = {}
+
+
+def _registered(tree: Epilogue, of_z: bool) -> Epilogue:
+    arguments = tuple((node.name, node) for node in (*tree.leaves(), *tree.sinks))
+    names = [name for name, _ in arguments] + (["alpha_a", "alpha_b"] if of_z else [])
     if len(set(names)) != len(names):
-        raise OperandError(f"epilogue names {names}", "a different name for every tensor", "rename a sink")
-    return Epilogue(out, tuple(sinks))
+        fix = "rename one; alpha_a and alpha_b are part of z" if of_z else "rename a sink"
+        raise OperandError(f"epilogue names {names}", "a different name for every tensor", fix)
+    if any(isinstance(child, SwigluPair) for node in tree.nodes() for child in node.children()):
+        raise OperandError("a SwigluPair inside an expression", "D itself", "return SwigluPair(...) as D's expression")
+    name = hashlib.sha256(tree.text().encode()).hexdigest()[:32]
+    # Attributes beside the fields: a plan's key is made of fields, and these follow from them.
+    for attribute, value in (("name", name), ("arguments", arguments), ("of_z", of_z)):
+        object.__setattr__(tree, attribute, value)
+    return _REGISTERED.setdefault(name, tree)
+
+
+@cache
+def named(name: str) -> Epilogue:
+    """The tree that `epilogue` made under this name, in this process.
+
+    Raises:
+        OperandError: there is none.
+    """
+    if name not in _REGISTERED:
+        raise OperandError(f"epilogue {name!r}", "the name of a decorated function", "decorate it in this process")
+    return _REGISTERED[name]
 
 
 def default_epilogue(
@@ -352,3 +428,13 @@ def default_epilogue(
     if c is not None:
         z = Fma(Constant(beta), Tile(c, name="c"), z)
     return Epilogue(z)
+
+
+class _Decorator(ModuleType):
+    """This module, callable: `cutefp4.epilogue` is the decorator and the place of its vocabulary."""
+
+    def __call__(self, function: Callable) -> Epilogue:
+        return epilogue(function)
+
+
+sys.modules[__name__].__class__ = _Decorator

@@ -1,4 +1,4 @@
-"""gemm and grouped_gemm: pick the copies that the layout contracts, check them, choose a backend, run.
+"""The products: gemm, gemm_a16, grouped_gemm, and gemm_plan, which says what one would run.
 
     layout   training use           A             B               D
     TN       fprop  Y = X W^T       X.rowwise     W.rowwise       (M, N)
@@ -10,22 +10,33 @@ Every product contracts the stored last axis, and
     z[i, j] = c * (amax_b[j] * (amax_a[i] * acc[i, j])),      c = 1 / (6 * e4m3_max_a * 6 * e4m3_max_b)
     D = cast(activation(z + bias[j]) + beta * C[i, j])
 
-with acc the fp32 sum of (e2m1 * e4m3)_a * (e2m1 * e4m3)_b and each product of z rounded to fp32, innermost first.
+with acc the fp32 sum of (e2m1 * e4m3)_a * (e2m1 * e4m3)_b and each product of z rounded to fp32, innermost first. With
+16-bit activations acc is the sum of x * (e2m1 * e4m3)_b, and z = (1 / (6 * e4m3_max)) * (amax_b[j] * acc).
+
+`gemm` and `gemm_plan` take the same arguments: both go through `_request`, which checks them and names the operation.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from cutefp4 import backend as backends
-from cutefp4 import reference
+from cutefp4.epilogue import Epilogue
+from cutefp4.epilogue_arguments import epilogue_tensors
 from cutefp4.errors import OperandError
+from cutefp4.gemm_arguments import (
+    check_dense_pair,
+    check_epilogue,
+    check_groups,
+    check_output,
+    check_pair,
+    pick,
+    pick_weight,
+)
 from cutefp4.operand import Nvfp4GroupedOperand, Nvfp4Operand
-from cutefp4.tensor import NVFP4Copies, NVFP4GroupedTensor, NVFP4Tensor
-
-LAYOUT_COPIES = {"TN": ("rowwise", "rowwise"), "NN": ("rowwise", "columnwise"), "NT": ("columnwise", "columnwise")}
-OUT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-ACTIVATIONS = (None, *reference.ACTIVATIONS)
+from cutefp4.tensor import NVFP4GroupedTensor, NVFP4Tensor
 
 
 def gemm(
@@ -39,6 +50,8 @@ def gemm(
     accumulate: bool = False,
     out_dtype: torch.dtype | None = None,
     batch_invariant: bool = False,
+    epilogue: Epilogue | None = None,
+    tensors: Mapping[str, torch.Tensor] | None = None,
     backend: str | None = None,
 ) -> torch.Tensor:
     """Multiply two quantised matrices: D[i, j] = sum_k A[i, k] * B[j, k] over the copies that `layout` names.
@@ -54,43 +67,144 @@ def gemm(
         out_dtype: bfloat16, float16 or float32; by default out's, and bfloat16 without out.
         batch_invariant: choose a schedule that does not depend on the rows of A, so that a row's result is the same
             bits alone and in any batch.
+        epilogue: a function decorated with `cutefp4.epilogue`, instead of bias, activation and accumulate.
+        tensors: its arguments and sinks by name: Row (rows of D,), Column (columns of D,), Scalar (), Tile and Store
+            (rows, columns), RowAmax (rows,) and ColumnAmax (columns,) float32 that hold 0 or a running maximum; with
+            the batch in front if there is one. Sinks are written. Amaxes of A and B are passed by themselves.
         backend: a name of `cutefp4.backend.BACKENDS`; None follows the device.
+
+    Returns:
+        D (rows, columns); with a `SwigluPair` epilogue (rows, columns / 2).
 
     Raises:
         OperandError: operands that do not fit, a missing copy, a wrong shape, dtype, device or argument.
         UnsupportedError: the backend does not have this operation.
     """
-    operand_a, operand_b = _pick(a, b, layout, Nvfp4Operand, "gemm")
-    _check_pair(operand_a, operand_b)
-    if operand_a.batch_shape != operand_b.batch_shape:
-        raise OperandError(
-            f"A of batch {operand_a.batch_shape} and B of batch {operand_b.batch_shape}",
-            "the same batch on both sides",
-            "stack the smaller one, or multiply matrix by matrix",
-        )
-    if operand_a.k != operand_b.k:
-        raise OperandError(
-            f"A {operand_a.rows}x{operand_a.k} and B {operand_b.rows}x{operand_b.k} in layout {layout}: "
-            f"K = {operand_a.k} and {operand_b.k}",
-            "the same K, the stored last axis of both",
-            "check the layout: TN contracts columns with columns, NN columns with rows, NT rows with rows",
-        )
-    shape = (*operand_a.batch_shape, operand_a.rows, operand_b.rows)
-    dtype = _check_output(out, shape, accumulate, out_dtype, operand_a.device)
-    _check_epilogue(bias, activation, operand_b.rows, operand_a.device)
-    return backends.run(
-        "gemm",
-        backends.choose(operand_a.device, backend),
-        operand_a,
-        operand_b,
-        bias=bias,
-        activation=activation,
-        c=out if accumulate else None,
-        beta=1.0 if accumulate else 0.0,
-        out_dtype=dtype,
-        out=out,
-        batch_invariant=batch_invariant,
+    picked, options, composed = _request(
+        a, b, layout, bias, activation, out, accumulate, out_dtype, batch_invariant, epilogue, tensors
     )
+    return backends.run(
+        "gemm_tree" if composed else "gemm", backends.choose(picked[0].device, backend), *picked, **options
+    )
+
+
+def gemm_plan(
+    a: NVFP4Tensor | Nvfp4Operand | torch.Tensor,
+    b: NVFP4Tensor | Nvfp4Operand,
+    *,
+    layout: str = "TN",
+    bias: torch.Tensor | None = None,
+    activation: str | None = None,
+    out: torch.Tensor | None = None,
+    accumulate: bool = False,
+    out_dtype: torch.dtype | None = None,
+    batch_invariant: bool = False,
+    epilogue: Epilogue | None = None,
+    tensors: Mapping[str, torch.Tensor] | None = None,
+    backend: str | None = None,
+):
+    """What `gemm` would run for these arguments, or `gemm_a16` if `a` is a bfloat16 or float16 tensor; runs nothing.
+
+    Args:
+        As in `gemm`.
+
+    Returns:
+        An object whose `explain()` is a text: the kernel's tiles, how D is stored, how K is shared, waves, padding,
+        and its budgets of shared memory and registers; on `reference`, how the oracle computes the product.
+
+    Raises:
+        OperandError, UnsupportedError: as the call itself.
+    """
+    if type(a) is torch.Tensor:
+        w, options = _a16_request(a, b, bias, activation, out, out_dtype, batch_invariant)
+        options["out_dtype"] = options["out_dtype"] or a.dtype
+        x = a.view(-1, a.shape[-1])
+        return backends.run("gemm_plan", backends.choose(w.device, backend), x, w, **options)
+    picked, options, composed = _request(
+        a, b, layout, bias, activation, out, accumulate, out_dtype, batch_invariant, epilogue, tensors
+    )
+    if composed:
+        options = {"tree": picked[2], **options}
+    return backends.run("gemm_plan", backends.choose(picked[0].device, backend), *picked[:2], **options)
+
+
+def _request(
+    a, b, layout, bias, activation, out, accumulate, out_dtype, batch_invariant, epilogue, tensors
+) -> tuple[tuple, dict, bool]:  # fmt: skip
+    """(positional arguments, keywords, whether the epilogue is composed) of the backends' operation; all checked."""
+    operand_a, operand_b = pick(a, b, layout, Nvfp4Operand, "gemm")
+    check_dense_pair(operand_a, operand_b, layout)
+    rows, columns, device = operand_a.rows, operand_b.rows, operand_a.device
+    if epilogue is None:
+        if tensors is not None:
+            raise OperandError("tensors without epilogue", "both, or neither", "pass bias= and out=, or an epilogue")
+        dtype = check_output(out, (*operand_a.batch_shape, rows, columns), accumulate, out_dtype, device)
+        check_epilogue(bias, activation, columns, device)
+        c, beta = (out, 1.0) if accumulate else (None, 0.0)
+        options = {"bias": bias, "activation": activation, "c": c, "beta": beta}
+        options |= {"out_dtype": dtype, "out": out, "batch_invariant": batch_invariant}
+        return (operand_a, operand_b), options, False
+    if bias is not None or activation is not None or accumulate:
+        raise OperandError(
+            "an epilogue together with bias, activation or accumulate",
+            "one of the two",
+            "write them into the function: relu(z + bias), fma(1.0, c, z)",
+        )
+    named = epilogue_tensors(epilogue, tensors or {}, operand_a, operand_b)
+    if epilogue.halves_columns():
+        if columns % 2:
+            raise OperandError(f"SwigluPair with {columns} columns", "an even number", "interleave gate and up")
+        columns //= 2
+    dtype = check_output(out, (*operand_a.batch_shape, rows, columns), False, out_dtype, device)
+    options = {"out_dtype": dtype, "out": out, "batch_invariant": batch_invariant}
+    return (operand_a, operand_b, epilogue, named), options, True
+
+
+def gemm_a16(
+    x: torch.Tensor,
+    w: NVFP4Tensor | Nvfp4Operand,
+    *,
+    bias: torch.Tensor | None = None,
+    activation: str | None = None,
+    out: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    batch_invariant: bool = False,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """Y = activation(x W^T + bias): 16-bit activations and an NVFP4 weight, as for inference (W4A16).
+
+        z[i, j] = (1 / (6 * e4m3_max)) * (amax_w[j] * sum_k x[i, k] * (e2m1 * e4m3)[j, k])
+
+    with the sum in fp32 and each product rounded to fp32, the inner one first.
+
+    Args:
+        x: (..., K) bfloat16 or float16, contiguous.
+        w: (N, K) NVFP4Tensor with a rowwise copy, or an operand; amax per tensor or per row; no Hadamard transform.
+        bias: (N,) bfloat16, float16 or float32, added before the activation.
+        activation: None, "relu", "relu2", "gelu" or "silu".
+        out: (..., N), contiguous; receives Y.
+        out_dtype: bfloat16, float16 or float32; by default out's, and x's without out.
+        batch_invariant: a row's result is the same bits alone and in any batch.
+        backend: a name of `cutefp4.backend.BACKENDS`; None follows the device. `reference` takes any K, `sm90` a
+            multiple of 64; Blackwell has no kernel for it.
+
+    Raises:
+        OperandError: x, w or an argument that does not fit.
+        UnsupportedError: the backend does not have this operation, or not for this K.
+    """
+    operand, options = _a16_request(x, w, bias, activation, out, out_dtype, batch_invariant)
+    chosen = backends.choose(operand.device, backend)
+    y = backends.run("gemm_a16", chosen, x.view(-1, x.shape[-1]), operand, **options)
+    return y.view(*x.shape[:-1], operand.rows) if out is None else out
+
+
+def _a16_request(x, w, bias, activation, out, out_dtype, batch_invariant) -> tuple[Nvfp4Operand, dict]:
+    """(the weight, keywords) of the backends' gemm_a16; all checked."""
+    operand = pick_weight(w, x)
+    dtype = check_output(out, (*x.shape[:-1], operand.rows), False, out_dtype, operand.device, default=x.dtype)
+    check_epilogue(bias, activation, operand.rows, operand.device)
+    options = {"bias": bias, "activation": activation, "out_dtype": dtype, "batch_invariant": batch_invariant}
+    return operand, {**options, "out": None if out is None else out.view(-1, operand.rows)}
 
 
 def grouped_gemm(
@@ -124,9 +238,9 @@ def grouped_gemm(
         OperandError, UnsupportedError: as `gemm`.
     """
     kinds = Nvfp4GroupedOperand if layout == "NT" else (Nvfp4GroupedOperand, Nvfp4Operand)
-    operand_a, operand_b = _pick(a, b, layout, kinds, "grouped_gemm")
-    _check_pair(operand_a, operand_b)
-    _check_groups(operand_a, operand_b, layout)
+    operand_a, operand_b = pick(a, b, layout, kinds, "grouped_gemm")
+    check_pair(operand_a, operand_b)
+    check_groups(operand_a, operand_b, layout)
     if offs is not None and (offs.shape, offs.dtype, offs.device) != (
         operand_a.offs.shape,
         operand_a.offs.dtype,
@@ -138,10 +252,10 @@ def grouped_gemm(
             "leave offs out: the grouped operand carries them",
         )
     lead = (operand_a.groups,) if layout == "NT" else ()
-    dtype = _check_output(out, (*lead, operand_a.rows, operand_b.rows), accumulate, out_dtype, operand_a.device)
+    dtype = check_output(out, (*lead, operand_a.rows, operand_b.rows), accumulate, out_dtype, operand_a.device)
     if bias is not None and layout == "NT":
         raise OperandError("bias with layout='NT'", "no bias: NT gives weight gradients", "leave bias out")
-    _check_epilogue(bias, activation, operand_b.rows, operand_a.device, groups=operand_a.groups)
+    check_epilogue(bias, activation, operand_b.rows, operand_a.device, groups=operand_a.groups)
     return backends.run(
         "grouped_gemm",
         backends.choose(operand_a.device, backend),
@@ -156,112 +270,3 @@ def grouped_gemm(
         out=out,
         batch_invariant=batch_invariant,
     )
-
-
-def _pick(a, b, layout: str, kinds, caller: str) -> tuple:
-    """The operands that the layout contracts."""
-    if layout not in LAYOUT_COPIES:
-        raise OperandError(
-            f"layout={layout!r}", "'TN', 'NN' or 'NT'", "TN is the forward product, NN and NT are its two gradients"
-        )
-    kinds = kinds if isinstance(kinds, tuple) else (kinds, kinds)
-    picked = zip("AB", (a, b), LAYOUT_COPIES[layout], kinds, strict=True)
-    return tuple(_pick_one(name, t, copy, kind, layout, caller) for name, t, copy, kind in picked)
-
-
-def _pick_one(name: str, t, copy: str, kind: type, layout: str, caller: str):
-    operand = t
-    if isinstance(t, (NVFP4Tensor, NVFP4Copies, NVFP4GroupedTensor)):
-        operand = getattr(t, copy)
-        if operand is None:
-            raise OperandError(
-                f"{name} without a {copy} copy: {t!r}",
-                f"a {copy} copy, which layout {layout} contracts",
-                f"quantise it with {copy}=True",
-            )
-    if not isinstance(operand, kind):
-        wanted = "a grouped tensor" if kind is Nvfp4GroupedOperand else "an NVFP4Tensor or Nvfp4Operand"
-        maker = "quantize_grouped" if kind is Nvfp4GroupedOperand else "quantize"
-        raise OperandError(
-            f"{name} of type {type(t).__name__} in {caller}, layout {layout}", wanted, f"make it with cutefp4.{maker}"
-        )
-    return operand
-
-
-def _check_pair(a, b) -> None:
-    """Device and Hadamard transform of the two sides agree."""
-    if a.device != b.device:
-        raise OperandError(f"A on {a.device} and B on {b.device}", "both on one device", "move one with .to(device)")
-    if a.rht != b.rht:
-        given = " and ".join(
-            f"{name} {'without a Hadamard transform' if op.rht is None else f'with rht={op.rht:#06x}'}"
-            for name, op in (("A", a), ("B", b))
-        )
-        raise OperandError(
-            given, "both without, or both with the same sign mask", "quantise both with the same rht and rht_sign_mask"
-        )
-
-
-def _check_groups(a: Nvfp4GroupedOperand, b, layout: str) -> None:
-    ragged = "k" if layout == "NT" else "rows"
-    for name, op in (("A", a), ("B", b)):
-        if isinstance(op, Nvfp4GroupedOperand) and op.ragged != ragged:
-            raise OperandError(
-                f"{name} grouped along {op.ragged} in layout {layout}",
-                f"groups along {ragged}",
-                "pass the NVFP4GroupedTensor and let the layout choose the copy",
-            )
-    groups_b = b.groups if layout == "NT" else (b.batch_shape[0] if b.batch_shape else None)
-    if groups_b != a.groups:
-        given = "no batch axis" if groups_b is None else f"{groups_b} groups"
-        raise OperandError(
-            f"A with {a.groups} groups and B with {given}",
-            f"{a.groups} groups on both sides",
-            "quantise the weights as one (E, N, K) tensor, E as in offs",
-        )
-    if a.k != b.k:
-        raise OperandError(
-            f"A with K = {a.k} and B with K = {b.k} in layout {layout}",
-            "the same K, the stored last axis of both",
-            "check the layout: TN contracts columns with columns, NN columns with rows, NT tokens with tokens",
-        )
-
-
-def _check_output(out, shape: tuple[int, ...], accumulate: bool, out_dtype, device: torch.device) -> torch.dtype:
-    """Check `out` and return the dtype of D."""
-    if out_dtype not in (None, *OUT_DTYPES):
-        raise OperandError(
-            f"out_dtype={out_dtype}", "bfloat16, float16 or float32", "choose one of these and convert D"
-        )
-    if out is None:
-        if accumulate:
-            raise OperandError("accumulate=True without out", "out, the tensor to add to", "pass out=")
-        return out_dtype or torch.bfloat16
-    if not isinstance(out, torch.Tensor) or out.dtype not in OUT_DTYPES or out_dtype not in (None, out.dtype):
-        raise OperandError(
-            f"out of {getattr(out, 'dtype', type(out).__name__)} with out_dtype={out_dtype}",
-            "out of bfloat16, float16 or float32, and out_dtype the same or left out",
-            "leave out_dtype out, or allocate out with it",
-        )
-    if tuple(out.shape) != shape or out.device != device or not out.is_contiguous():
-        raise OperandError(
-            f"out of shape {tuple(out.shape)}, strides {out.stride()} on {out.device}",
-            f"a contiguous tensor of shape {shape} on {device}",
-            f"allocate it with torch.empty{shape}, or leave it out",
-        )
-    return out.dtype
-
-
-def _check_epilogue(bias, activation, columns: int, device: torch.device, groups: int | None = None) -> None:
-    if activation not in ACTIVATIONS:
-        accepted = ", ".join(map(repr, ACTIVATIONS))
-        raise OperandError(f"activation={activation!r}", accepted, "apply another activation to D")
-    if bias is None:
-        return
-    shapes = [(columns,)] if groups is None else [(columns,), (groups, columns)]
-    if not isinstance(bias, torch.Tensor) or tuple(bias.shape) not in shapes or bias.dtype not in OUT_DTYPES:
-        what = f"{bias.dtype} {tuple(bias.shape)}" if isinstance(bias, torch.Tensor) else type(bias).__name__
-        accepted = f"bfloat16, float16 or float32 of shape {' or '.join(map(str, shapes))}"
-        raise OperandError(f"bias: {what}", accepted, "pass one value per column of D")
-    if bias.device != device:
-        raise OperandError(f"bias on {bias.device}", f"{device}, where the operands are", "move it there")

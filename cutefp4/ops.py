@@ -17,19 +17,48 @@ from cutefp4.launch import arch_of
 EMULATED_ARCH = "sm_90a"
 """Architecture of the emulated device of a call that brings none: the one that has all operations."""
 
-GEMM = {"sm_90a": ops_gemm_sm90.gemm, "sm_100a": ops_gemm_sm100.gemm, "sm_103a": ops_gemm_sm100.gemm}
-"""The dense GEMM of each architecture."""
+_SM100 = {"gemm": ops_gemm_sm100.gemm, "gemm_plan": ops_gemm_sm100.gemm_plan}
+GEMM = {
+    "sm_90a": {
+        "gemm": ops_gemm_sm90.gemm,
+        "gemm_tree": ops_gemm_sm90.gemm_tree,
+        "gemm_a16": ops_gemm_sm90.gemm_a16,
+        "gemm_plan": ops_gemm_sm90.gemm_plan,
+    },
+    "sm_100a": _SM100,
+    "sm_103a": _SM100,
+}
+"""The dense products of each architecture."""
+
+_INSTEAD = {
+    "gemm_a16": "quantise the activations and call cutefp4.gemm, dequantise the weight and call torch.matmul, or pass "
+    "backend='reference' (plain PyTorch, slow)",
+    "gemm_tree": "use the arguments of cutefp4.gemm (bias, activation, accumulate), apply the rest to D, or pass "
+    "backend='reference' (plain PyTorch, slow)",
+}
 
 
-def gemm(a, b, **kwargs):
-    """The dense GEMM of the architecture that serves A's device."""
-    arch = arch_of(a.device)
-    if arch not in GEMM:
-        raise UnsupportedError(f"gemm for {arch}", ", ".join(GEMM), "pass backend='reference' (plain PyTorch, slow)")
-    return GEMM[arch](a, b, **kwargs)
+def _product(operation: str) -> Callable:
+    """A dense product, run by the code of the architecture that serves B's device."""
+
+    def run(a, b, *args, **kwargs):
+        arch = arch_of(b.device)
+        if operation not in GEMM.get(arch, {}):
+            have = [name for name, operations in GEMM.items() if operation in operations]
+            raise UnsupportedError(
+                f"{operation} for {arch}",
+                ", ".join(have),
+                _INSTEAD.get(operation, "pass backend='reference' (plain PyTorch, slow)"),
+            )
+        return GEMM[arch][operation](a, b, *args, **kwargs)
+
+    return run
 
 
-OPERATIONS = {**ops_quantize.OPERATIONS, "gemm": gemm}
+OPERATIONS = {
+    **ops_quantize.OPERATIONS,
+    **{name: _product(name) for name in ("gemm", "gemm_tree", "gemm_a16", "gemm_plan")},
+}
 
 
 def _emulated(operation: Callable) -> Callable:

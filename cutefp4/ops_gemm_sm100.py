@@ -1,7 +1,7 @@
 """Launches of the Blackwell GEMM: allocate D, choose a plan, run.
 
     gemm        NVFP4 x NVFP4, the operation "gemm" of the backends
-    make_plan   what it runs, and why (`PlannedGemm.explain`), without running it
+    gemm_plan   what it runs, and why (`PlannedGemm.explain`), without running it
 
 K must be a multiple of 32 inside the kernel (rows of codes of 16 bytes). Otherwise codes are copied once with zeros at
 the end of each row; tiled scales are padded already. Scales must be tiled: tcgen05 reads the tiles as they are.
@@ -18,6 +18,7 @@ from cutefp4 import compile as kernel_cache
 from cutefp4 import tuned, workspace
 from cutefp4.config_sm100 import CTA_ROWS, EPILOGUE_WARPS, TILE_K, Sm100Config, budget_table, sm100_problems
 from cutefp4.epilogue import Epilogue, default_epilogue
+from cutefp4.epilogue_arguments import alpha_kinds
 from cutefp4.errors import UnsupportedError
 from cutefp4.format import gemm_constant
 from cutefp4.gemm_plan import check_index_range
@@ -193,6 +194,12 @@ def _scales(name: str, operand: Nvfp4Operand) -> torch.Tensor:
     return operand.block_scales.view(torch.uint8).reshape(-1)
 
 
+def _tree_text(a: Nvfp4Operand, b: Nvfp4Operand, bias, activation, c, beta: float) -> str:
+    """The default tree for a pair; `tree_of` reads it."""
+    bias_dtype, c_dtype = (None if t is None else _NAMES[t.dtype] for t in (bias, c if beta else None))
+    return ";".join(map(str, (a.e4m3_max, b.e4m3_max, *alpha_kinds(a, b), bias_dtype, activation, c_dtype, beta)))
+
+
 def gemm(
     a: Nvfp4Operand,
     b: Nvfp4Operand,
@@ -223,20 +230,45 @@ def gemm(
         *([] if bias is None else [bias.expand(batch, b.rows).contiguous()]),
         *([] if c is None else [c.view(matrix)]),
     ]
-    tree = ";".join(
-        map(
-            str,
-            (
-                a.e4m3_max,
-                b.e4m3_max,
-                "row" if a.scaling == "token" else "scalar",
-                "column" if b.scaling == "token" else "scalar",
-                None if bias is None else _NAMES[bias.dtype],
-                activation,
-                None if c is None else _NAMES[c.dtype],
-                beta,
-            ),
-        )
-    )
+    tree = _tree_text(a, b, bias, activation, c, beta)
     gemm_into(_codes(a), scales[0], _codes(b), scales[1], leaves, d.view(matrix), tree, batch_invariant)
     return d
+
+
+def gemm_plan(
+    a: Nvfp4Operand,
+    b: Nvfp4Operand,
+    *,
+    bias: torch.Tensor | None = None,
+    activation: str | None = None,
+    c: torch.Tensor | None = None,
+    beta: float = 1.0,
+    out_dtype: torch.dtype = torch.bfloat16,
+    out: torch.Tensor | None = None,
+    batch_invariant: bool = False,
+    tree=None,
+) -> PlannedGemm:
+    """What `gemm` would run; runs nothing. Without `out`, D is taken to be aligned as PyTorch aligns new tensors.
+
+    Raises:
+        UnsupportedError: compact scales, 16-bit activations, or an epilogue that the caller composed.
+    """
+    if isinstance(a, torch.Tensor) or tree is not None:
+        raise UnsupportedError(
+            "a plan for " + ("gemm_a16" if isinstance(a, torch.Tensor) else "a composed epilogue") + " on Blackwell",
+            "NVFP4 operands and the arguments of gemm",
+            "pass backend='reference', or plan the gemm of quantised activations",
+        )
+    for name, operand in (("A", a), ("B", b)):
+        _scales(name, operand)
+    request = GemmRequest(
+        a.rows,
+        b.rows,
+        -(-a.k // K_MULTIPLE) * K_MULTIPLE,
+        a.batch_shape[0] if a.batch_shape else 1,
+        _NAMES[out_dtype],
+        _tree_text(a, b, bias, activation, c, beta),
+        all(t.data_ptr() % 16 == 0 for t in (out, c if beta else None) if t is not None),
+        batch_invariant,
+    )
+    return make_plan(request, arch_of(b.device), sm_count(b.device))

@@ -1,8 +1,9 @@
 """Launches of the Hopper GEMM: allocate D, choose a plan, run.
 
     gemm        NVFP4 x NVFP4, the operation "gemm" of the backends
+    gemm_tree   the same with an epilogue that the user composed
     gemm_a16    bf16 or fp16 activations x NVFP4 weight
-    gemm_plan   what either would run, and why, without running it
+    gemm_plan   what they would run, and why, without running it
 
 K must be a multiple of 64 inside the kernel. Otherwise codes are copied once with zeros at the end of each row (tiled
 scales are padded already, compact ones are copied too); `explain` says so.
@@ -10,6 +11,7 @@ scales are padded already, compact ones are copied too); `explain` says so.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 
@@ -20,7 +22,8 @@ from cutefp4 import epilogue as trees
 from cutefp4 import tuned, workspace
 from cutefp4.config import K_BLOCK, Sm90Config, sm90_budget_table, sm90_problems
 from cutefp4.epilogue import Epilogue, default_epilogue
-from cutefp4.errors import OperandError, UnsupportedError
+from cutefp4.epilogue_arguments import alpha_kinds
+from cutefp4.errors import UnsupportedError
 from cutefp4.format import BLOCK, gemm_constant, numerator
 from cutefp4.gemm_plan import Sm90GemmPlan, check_index_range
 from cutefp4.heuristics import sm90
@@ -208,9 +211,6 @@ def _split_workspace(plan: Sm90GemmPlan, r: GemmRequest, sms: int, device: torch
 
 # ---------------------------------------------------------------- operators
 
-_trees: dict[str, Epilogue] = {}
-"""Trees that users composed, by the name that the operator gets."""
-
 
 def _default_text(constants: tuple[int, ...], alphas: tuple[str, str], bias, activation, c, beta: float) -> str:
     """The default tree as an operator's argument; `_tree` reads it."""
@@ -221,8 +221,10 @@ def _default_text(constants: tuple[int, ...], alphas: tuple[str, str], bias, act
 @cache
 def _tree(text: str) -> Epilogue:
     """The tree that a text stands for."""
-    if text in _trees:
-        return _trees[text]
+    kind, rest = text.split(";", 1)
+    if kind == "tree":
+        name, max_a, max_b, alpha_a, alpha_b = rest.split(";")
+        return trees.named(name).bind(gemm_constant(int(max_a), int(max_b)), alpha_a, alpha_b)
     _, factors, alpha_a, alpha_b, *optional, beta = text.split(";")
     maxima = [int(m) for m in factors.split("*")]
     constant = gemm_constant(*maxima) if len(maxima) == 2 else weight_constant(*maxima)
@@ -235,11 +237,13 @@ def weight_constant(e4m3_max: int) -> float:
     return float(torch.ones(()) / numerator(e4m3_max))
 
 
-def _gemm_into(a, a_scales, b, b_scales, leaves, d, tree: str, activations: str, batch_invariant: bool) -> None:
-    """Run on 3-D operands; `leaves` are in the order of the tree's leaves and sinks."""
+def _gemm_into(
+    a, a_scales, b, b_scales, leaves, sinks, d, tree: str, activations: str, batch_invariant: bool
+) -> None:  # fmt: skip
+    """Run on 3-D operands; `leaves` and `sinks` are in the order of the tree's."""
     l, m, _ = a.shape
     tree = _tree(tree)
-    named = dict(zip((node.name for node in (*tree.leaves(), *tree.sinks)), leaves, strict=True))
+    named = dict(zip((node.name for node in (*tree.leaves(), *tree.sinks)), (*leaves, *sinks), strict=True))
     request = GemmRequest(
         m,
         b.shape[1],
@@ -250,7 +254,7 @@ def _gemm_into(a, a_scales, b, b_scales, leaves, d, tree: str, activations: str,
         "tiled" if a_scales.dim() == 1 else "compact",
         "tiled" if b_scales.dim() == 1 else "compact",
         tree,
-        all(t.data_ptr() % 16 == 0 for t in (d, *(leaf for leaf in leaves if leaf.dim() == 3))),
+        all(t.data_ptr() % 16 == 0 for t in (d, *(t for t in named.values() if t.dim() == 3))),
         batch_invariant,
         "c" in named and named["c"].data_ptr() == d.data_ptr(),
     )
@@ -260,8 +264,8 @@ def _gemm_into(a, a_scales, b, b_scales, leaves, d, tree: str, activations: str,
 
 
 gemm_into = Operator(
-    "gemm_sm90_into(Tensor a, Tensor a_scales, Tensor b, Tensor b_scales, Tensor[] leaves, Tensor(a!) d, str tree, "
-    "str activations, bool batch_invariant) -> ()",
+    "gemm_sm90_into(Tensor a, Tensor a_scales, Tensor b, Tensor b_scales, Tensor[] leaves, Tensor(b!)[] sinks, "
+    "Tensor(a!) d, str tree, str activations, bool batch_invariant) -> ()",
     _gemm_into,
 )
 
@@ -289,6 +293,32 @@ def _bias(bias: torch.Tensor | None, batch: int) -> torch.Tensor | None:
     return None if bias is None else bias[None].expand(batch, -1).contiguous()
 
 
+def _default_arguments(a: Nvfp4Operand, b: Nvfp4Operand, bias, activation, c, beta: float) -> tuple[str, list]:
+    """(text, leaves) of the default tree for a pair."""
+    batch = a.batch_shape[0] if a.batch_shape else 1
+    c = c if beta else None
+    text = _default_text(
+        (a.e4m3_max, b.e4m3_max),
+        alpha_kinds(a, b),
+        None if bias is None else _NAMES[bias.dtype],
+        activation,
+        None if c is None else _NAMES[c.dtype],
+        beta,
+    )
+    named = {"alpha_a": _amax(a), "alpha_b": _amax(b), "bias": _bias(bias, batch), "c": c}
+    return text, _leaves(named, _LEAF_DIMS)
+
+
+def _pair(a: Nvfp4Operand, b: Nvfp4Operand) -> list[torch.Tensor]:
+    """Codes and scales of both operands as the kernel takes them."""
+    return [
+        _batched(_padded_codes(a.codes), 3),
+        _scales(a),
+        _batched(_padded_codes(b.codes), 3),
+        _scales(b),
+    ]
+
+
 def gemm(
     a: Nvfp4Operand,
     b: Nvfp4Operand,
@@ -302,31 +332,56 @@ def gemm(
     batch_invariant: bool = False,
 ) -> torch.Tensor:
     """D = activation(z + bias) + beta * C, as `cutefp4.gemm` defines it, with the arguments already checked there."""
-    batch = a.batch_shape[0] if a.batch_shape else 1
     d = torch.empty(*a.batch_shape, a.rows, b.rows, dtype=out_dtype, device=a.device) if out is None else out
-    text = _default_text(
-        (a.e4m3_max, b.e4m3_max),
-        ("row" if a.scaling == "token" else "scalar", "column" if b.scaling == "token" else "scalar"),
-        None if bias is None else _NAMES[bias.dtype],
-        activation,
-        None if c is None or beta == 0 else _NAMES[c.dtype],
-        beta,
-    )
-    named = {"alpha_a": _amax(a), "alpha_b": _amax(b), "bias": _bias(bias, batch), "c": c if beta else None}
     if 0 in d.shape:
         return d
-    gemm_into(
-        _batched(_padded_codes(a.codes), 3),
-        _scales(a),
-        _batched(_padded_codes(b.codes), 3),
-        _scales(b),
-        _leaves(named, _LEAF_DIMS),
-        _batched(d, 3),
-        text,
-        "nvfp4",
-        batch_invariant,
-    )
+    text, leaves = _default_arguments(a, b, bias, activation, c, beta)
+    gemm_into(*_pair(a, b), leaves, [], _batched(d, 3), text, "nvfp4", batch_invariant)
     return d
+
+
+def gemm_tree(
+    a: Nvfp4Operand,
+    b: Nvfp4Operand,
+    tree: Epilogue,
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    out_dtype: torch.dtype = torch.bfloat16,
+    out: torch.Tensor | None = None,
+    batch_invariant: bool = False,
+) -> torch.Tensor:
+    """A product with an epilogue that the caller composed.
+
+    Args:
+        tree: made by the decorator `cutefp4.epilogue`.
+        tensors: its leaves and sinks as `epilogue_tensors` returns them: in order, each with a batch axis.
+    """
+    columns = b.rows // 2 if tree.halves_columns() else b.rows
+    d = torch.empty(*a.batch_shape, a.rows, columns, dtype=out_dtype, device=a.device) if out is None else out
+    if 0 in d.shape:
+        return d
+    count = len(tensors) - len(tree.sinks)
+    named = list(tensors.values())
+    text = ";".join(["tree", tree.name, str(a.e4m3_max), str(b.e4m3_max), *alpha_kinds(a, b)])
+    gemm_into(*_pair(a, b), named[:count], named[count:], _batched(d, 3), text, "nvfp4", batch_invariant)
+    return d
+
+
+def _check_a16(x: torch.Tensor, w: Nvfp4Operand) -> None:
+    if x.data_ptr() % 16 or w.k % K_BLOCK:
+        raise UnsupportedError(
+            f"activations (M, {x.shape[1]}) at address {x.data_ptr() % 16} modulo 16",
+            f"K a multiple of {K_BLOCK}, activations 16-byte aligned",
+            f"pad both with zeros to K = {round_up(max(w.k, 1), K_BLOCK)} before quantising the weight; copy a slice",
+        )
+
+
+def _a16_arguments(w: Nvfp4Operand, bias, activation) -> tuple[str, list]:
+    """(text, leaves) of the default tree of `gemm_a16`."""
+    bias_dtype = None if bias is None else _NAMES[bias.dtype]
+    kinds = ("none", "column" if w.scaling == "token" else "scalar")
+    text = _default_text((w.e4m3_max,), kinds, bias_dtype, activation, None, 1.0)
+    return text, _leaves({"alpha_b": _amax(w), "bias": _bias(bias, 1)}, _LEAF_DIMS)
 
 
 def gemm_a16(
@@ -339,97 +394,54 @@ def gemm_a16(
     out_dtype: torch.dtype | None = None,
     batch_invariant: bool = False,
 ) -> torch.Tensor:
-    """Y = activation(x W^T + bias) with 16-bit activations and an NVFP4 weight.
-
-        z[i, j] = (1 / (6 * e4m3_max)) * (amax_w[j] * sum_k x[i, k] * (e2m1 * e4m3)[j, k])     each product rounded to
-        fp32
+    """Y = activation(x W^T + bias) as `cutefp4.gemm_a16` defines it, with the arguments already checked there.
 
     Args:
-        x: (M, K) bfloat16 or float16, contiguous, K a multiple of 64.
-        w: (N, K) operand; per-tensor or per-row amax.
-        bias: (N,) or None. out: (M, N). out_dtype: bfloat16, float16 or float32; x's by default.
+        x: (M, K). w: (N, K). out: (M, N).
 
     Raises:
-        OperandError: shapes or dtypes that do not fit.
+        UnsupportedError: K is no multiple of 64, or x is not aligned.
     """
-    if x.dtype not in (torch.bfloat16, torch.float16) or x.dim() != 2 or not x.is_contiguous() or x.data_ptr() % 16:
-        raise OperandError(
-            f"activations {x.dtype} {tuple(x.shape)}, strides {x.stride()}",
-            "a contiguous, 16-byte aligned (M, K) tensor of bfloat16 or float16",
-            "convert or copy it",
-        )
-    if w.batch_shape or x.shape[1] != w.k or w.k % K_BLOCK:
-        raise OperandError(
-            f"activations (M, {x.shape[1]}) and weight of batch {w.batch_shape}, ({w.rows}, {w.k})",
-            f"the same K, a multiple of {K_BLOCK}, and no batch",
-            f"pad both with zeros to K = {round_up(max(w.k, 1), K_BLOCK)} before quantising",
-        )
+    _check_a16(x, w)
     d = torch.empty(x.shape[0], w.rows, dtype=out_dtype or x.dtype, device=x.device) if out is None else out
-    alpha_b = "column" if w.scaling == "token" else "scalar"
-    bias_dtype = None if bias is None else _NAMES[bias.dtype]
-    text = _default_text((w.e4m3_max,), ("none", alpha_b), bias_dtype, activation, None, 1.0)
     if 0 in d.shape:
         return d
     unused = w.block_scales.view(torch.uint8).reshape(-1)
-    leaves = _leaves({"alpha_b": _amax(w), "bias": _bias(bias, 1)}, _LEAF_DIMS)
-    gemm_into(x[None], unused, w.codes[None], _scales(w), leaves, d[None], text, _NAMES[x.dtype], batch_invariant)
+    text, leaves = _a16_arguments(w, bias, activation)
+    operands = [x[None], unused, w.codes[None], _scales(w)]
+    gemm_into(*operands, leaves, [], d[None], text, _NAMES[x.dtype], batch_invariant)
     return d
 
 
-def gemm_tree(
-    a: Nvfp4Operand,
+# ---------------------------------------------------------------- plans
+
+
+def gemm_plan(
+    a: Nvfp4Operand | torch.Tensor,
     b: Nvfp4Operand,
-    tree: Epilogue,
-    tensors: dict[str, torch.Tensor],
     *,
+    bias: torch.Tensor | None = None,
+    activation: str | None = None,
+    c: torch.Tensor | None = None,
+    beta: float = 1.0,
     out_dtype: torch.dtype = torch.bfloat16,
     out: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """A product with an epilogue that the caller composed (`cutefp4.epilogue.epilogue`).
+    batch_invariant: bool = False,
+    tree: Epilogue | None = None,
+) -> PlannedGemm:
+    """What `gemm`, with `tree` `gemm_tree`, and with a 16-bit tensor as `a` `gemm_a16` would run; runs nothing.
 
-    Args:
-        tensors: the tree's leaves and sinks by name: Row (M,), Column (N,), Scalar (1,), Tile and Store (M, N), RowAmax
-        (M,),
-            ColumnAmax (N,), with L in front in a batch. Amax sinks must hold 0 or a running maximum.
-
-    Raises:
-        OperandError: a tensor that is missing, not asked for, or of another shape, dtype or device than declared.
+    Without `out`, D is taken to be aligned as PyTorch aligns new tensors.
     """
-    batch = a.batch_shape or (1,)
-    columns = b.rows // 2 if tree.halves_columns() else b.rows
-    d = torch.empty(*a.batch_shape, a.rows, columns, dtype=out_dtype, device=a.device) if out is None else out
-    wanted = {node.name: node for node in (*tree.leaves(), *tree.sinks)}
-    if set(wanted) != set(tensors):
-        raise OperandError(
-            f"epilogue tensors {sorted(tensors)}", f"{sorted(wanted)}", "pass exactly the tensors that the tree names"
-        )
-    sizes = {
-        trees.Row: (a.rows,), trees.Column: (b.rows,), trees.Scalar: (), trees.Tile: (a.rows, b.rows),
-        trees.Store: (a.rows, b.rows), trees.RowAmax: (a.rows,), trees.ColumnAmax: (b.rows,),
-    }  # fmt: skip
-    leaves = []
-    for name, node in wanted.items():
-        shape, t = (*batch, *sizes[type(node)]), tensors[name]
-        dtype = getattr(torch, getattr(node, "dtype", "float32"))
-        if t.numel() != torch.Size(shape).numel() or t.dtype != dtype or t.device != a.device or not t.is_contiguous():
-            raise OperandError(
-                f"epilogue tensor {name!r}: {t.dtype} {tuple(t.shape)} on {t.device}",
-                f"a contiguous {dtype} of shape {shape[0 if a.batch_shape else 1 :]} on {a.device}",
-                f"pass {name} as declared, or declare it otherwise",
-            )
-        leaves.append(t.view(shape))
-    name = f"tree;{hash(tree)}"
-    _trees[name] = tree
-    gemm_into(
-        _batched(_padded_codes(a.codes), 3), _scales(a), _batched(_padded_codes(b.codes), 3), _scales(b),
-        leaves, _batched(d, 3), name, "nvfp4", False,
-    )  # fmt: skip
-    return d
-
-
-def gemm_plan(a: Nvfp4Operand | torch.Tensor, b: Nvfp4Operand, tree: Epilogue, out_dtype=torch.bfloat16) -> PlannedGemm:
-    """What `gemm` (or with a 16-bit tensor as `a`, `gemm_a16`) would run for these operands and this epilogue."""
     is_a16 = isinstance(a, torch.Tensor)
+    if is_a16:
+        _check_a16(a, b)
+        text, _ = _a16_arguments(b, bias, activation)
+    elif tree is None:
+        text, _ = _default_arguments(a, b, bias, activation, c, beta)
+    else:
+        text = ";".join(["tree", tree.name, str(a.e4m3_max), str(b.e4m3_max), *alpha_kinds(a, b)])
+    matrices = [t for t in (out, c) if t is not None]
     request = GemmRequest(
         a.shape[0] if is_a16 else a.rows,
         b.rows,
@@ -439,7 +451,10 @@ def gemm_plan(a: Nvfp4Operand | torch.Tensor, b: Nvfp4Operand, tree: Epilogue, o
         _NAMES[a.dtype] if is_a16 else "nvfp4",
         "tiled" if is_a16 else a.scale_layout,
         b.scale_layout,
-        tree,
+        _tree(text),
+        all(t.data_ptr() % 16 == 0 for t in matrices),
+        batch_invariant,
+        c is not None and beta != 0 and out is not None and c.data_ptr() == out.data_ptr(),
     )
     plan, sms = _planned(request, b.device)
     return PlannedGemm(request, plan, sms, b.k)

@@ -269,6 +269,8 @@ def test_kernel_backends_receive_the_oracles_arguments(monkeypatch):
     q = cutefp4.quantize(x)
     cutefp4.swiglu_quantize(x)
     cutefp4.gemm(q, q)
+    cutefp4.gemm_a16(x, q)
+    cutefp4.gemm_plan(q, q)
     cutefp4.grouped_gemm(cutefp4.quantize_grouped(x, offs), cutefp4.quantize(w))
     cutefp4.dequantize(q, backend="emulator")
     assert set(calls) == set(backend.OPERATIONS)
@@ -277,5 +279,6 @@ def test_kernel_backends_receive_the_oracles_arguments(monkeypatch):
     assert set(calls["quantize"]) == copies | {"amax", "columnwise_amax"}
     assert set(calls["quantize_grouped"]) == copies | {"amax"}
     assert set(calls["swiglu_quantize"]) == copies | {"interleave", "amax", "columnwise_amax"}
-    assert set(calls["gemm"]) == epilogue
+    assert set(calls["gemm"]) == set(calls["gemm_plan"]) == epilogue
+    assert set(calls["gemm_a16"]) == epilogue - {"c", "beta"}
     assert set(calls["grouped_gemm"]) == epilogue | {"layout"}

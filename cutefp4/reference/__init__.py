@@ -6,7 +6,8 @@ It is written independently of the kernels and is the reference that they are te
 from cutefp4.reference.accumulator import gemm_accumulator, in_exact_regime
 from cutefp4.reference.activation import ACTIVATIONS, activate
 from cutefp4.reference.dequantize import decoded, dequantize
-from cutefp4.reference.gemm import epilogue, gemm
+from cutefp4.reference.epilogue_tree import gemm_tree
+from cutefp4.reference.gemm import epilogue, gemm, gemm_a16
 from cutefp4.reference.grouped import quantize_grouped
 from cutefp4.reference.grouped_gemm import grouped_gemm
 from cutefp4.reference.metrics import rel_l2, sqnr_db
@@ -24,7 +25,9 @@ __all__ = [
     "dequantize",
     "epilogue",
     "gemm",
+    "gemm_a16",
     "gemm_accumulator",
+    "gemm_tree",
     "grouped_gemm",
     "in_exact_regime",
     "interleave",

@@ -13,10 +13,11 @@ from __future__ import annotations
 import torch
 
 from cutefp4.errors import OperandError
-from cutefp4.format import gemm_constant
+from cutefp4.format import gemm_constant, numerator
 from cutefp4.operand import Nvfp4Operand
 from cutefp4.reference.accumulator import gemm_accumulator
 from cutefp4.reference.activation import activate
+from cutefp4.reference.dequantize import decoded
 
 OUT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -113,3 +114,31 @@ def gemm(
     constant = gemm_constant(a.e4m3_max, b.e4m3_max)
     options = {"bias": bias, "activation": activation, "c": c, "beta": beta, "out_dtype": out_dtype}
     return epilogue(acc, a.row_amax(), b.row_amax(), constant, **options)
+
+
+def gemm_a16(
+    x: torch.Tensor,
+    w: Nvfp4Operand,
+    *,
+    bias: torch.Tensor | None = None,
+    activation: str | None = None,
+    out_dtype: torch.dtype = torch.bfloat16,
+) -> torch.Tensor:
+    """Y = cast(activation(x W^T + bias)) of 16-bit activations and a quantised weight.
+
+    acc = fl(sum_k x[i,k] * (q*s)_w[j,k]), summed in fp64; z = fl(c * fl(amax_w[j] * acc)), c = fl(1 / (6 * e4m3_max)).
+
+    Args:
+        x: (M, K) bfloat16 or float16. w: (N, K), without a Hadamard transform. Others as in `epilogue`.
+
+    Raises:
+        OperandError: arguments that do not fit together.
+    """
+    if x.shape[-1] != w.k:
+        raise OperandError(
+            f"activations with K = {x.shape[-1]} and a weight with K = {w.k}", "the same K", "check both"
+        )
+    acc = x.double() @ decoded(w).double().mT
+    constant = float(torch.ones(()) / numerator(w.e4m3_max))
+    one = torch.ones(acc.shape[:-1], device=acc.device)
+    return epilogue(acc, one, w.row_amax(), constant, bias=bias, activation=activation, out_dtype=out_dtype)
