@@ -17,7 +17,7 @@ from cutefp4.acceptance.case import Case
 from cutefp4.acceptance.compare import Difference, assert_close, assert_same_bits, first_difference
 from cutefp4.acceptance.inputs import DTYPES, guarded, integers, operand, outside_untouched
 from cutefp4.acceptance.machine import EMULATED_SMS, Machine
-from cutefp4.gemm import LAYOUT_COPIES
+from cutefp4.gemm_arguments import LAYOUT_COPIES
 from cutefp4.operand import Nvfp4Operand
 
 EPSILON = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10, torch.float32: 2.0**-23}
