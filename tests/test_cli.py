@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 from typer.testing import CliRunner
 
-from cutefp4 import backend, cli, env
+from cutefp4 import backend, cli, env, tuned
 from cutefp4.cli import demo, doctor
 from cutefp4.cli.demo_data import encoder_input, file_input, ranking_loss, sentences
 from cutefp4.cli.encoder import SentenceEncoder, load_encoder
@@ -178,7 +178,11 @@ def test_doctor_as_json_and_as_text():
     if not torch.cuda.is_available():
         assert report["gpus"] == [] and "no GPU" in report["backends"]["sm90"]["reason"]
         assert not report["backends"]["sm90"]["usable"]
-    assert report["cache"]["path"] == str(env.cache_dir())
+    cache = report["cache"]
+    assert cache["path"] == str(env.cache_dir()) and cache["kernels"] >= cache["of_this_version"] >= 0
+    assert report["workspaces"]["sm_90a"]["4096x4096x4096"] == 0, "no partial sums"
+    assert report["workspaces"]["sm_90a"]["1x7168x16384"] > 0
+    assert report["tuned"].startswith("none")
     text = invoke("doctor").stdout
     for word in ("torch", "CuTe DSL", "Cache", *backend.BACKENDS):
         assert word in text
@@ -189,6 +193,13 @@ def test_doctor_compiles_a_kernel_for_each_architecture():
     assert report["usable"] and "_cutlass_ir" in report["reason"]
     assert set(report["compiles"]) == {"sm_90a", "sm_100a"}
     assert all(answer.startswith("in ") for answer in report["compiles"].values()), report
+
+
+def test_doctor_reads_the_tuned_table(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUTEFP4_TUNED", str(tuned.save(tmp_path / "tuned.json", [])))
+    assert doctor._tuned().endswith("tuned.json, 0 entries")
+    monkeypatch.setenv("CUTEFP4_TUNED", str(tmp_path / "gone.json"))
+    assert "cannot be used" in doctor._tuned()
 
 
 def test_doctor_tells_a_broken_dsl(monkeypatch):

@@ -178,6 +178,21 @@ def test_a_wrong_product_fails(tmp_path, monkeypatch):
     assert invoke("compile", "--out", str(tmp_path / "perf" / "results")).exit_code == 1
 
 
+def test_a_benchmark_that_breaks_does_not_cost_the_others(tmp_path, monkeypatch):
+    def broken(session):
+        session.table.add({"case": "x", "arch": "sm_90a"}, us("x", 5.0))
+        raise RuntimeError("no such kernel")
+
+    for name in bench.BENCHES:
+        monkeypatch.setitem(bench.BENCHES, name, broken if name == "gemm" else fake)
+    monkeypatch.setattr(bench, "NEEDS_NO_GPU", tuple(bench.BENCHES))
+    out = tmp_path / "perf" / "results"
+    result = invoke("all", "--out", str(out), "--no-tables")
+    assert result.exit_code == 1 and "no such kernel" in result.output
+    found = {path.stem[11:] for path in out.glob("*/20*.json")}
+    assert found == set(bench.BENCHES)
+
+
 def test_mistakes_are_explained(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for arguments, word in ((("gems",), "linear-step"), (("gemm",), "cutefp4 sweep --arch"), (("all",), "GPU")):

@@ -1,24 +1,30 @@
-"""`cutefp4 doctor`: versions, devices, the compiler, directories, and which backends work here and why not."""
+"""`cutefp4 doctor`: versions, devices, the compiler, cache, workspaces, and which backends work here and why not."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
 import platform
 import shutil
 import time
+from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 import cutefp4
-from cutefp4 import backend, dsl, env
-from cutefp4.errors import CompileError
+from cutefp4 import backend, disk_cache, dsl, env, fingerprint, tuned, workspace
+from cutefp4.cli import output
+from cutefp4.cli.sweep.case import Case
+from cutefp4.cli.sweep.run import operation_plans
+from cutefp4.cli.sweep.space import families
+from cutefp4.errors import CompileError, CuteFP4Error
+from cutefp4.plan import from_json
 from cutefp4.quant_plan import BYTES, BlockMath, CastRowsPlan, row_shape
 from cutefp4.recipe import QuantRecipe
 
@@ -33,6 +39,8 @@ PACKAGES = (
     "cuda-python",
     "nvidia-cuda-nvdisasm",
     "safetensors",
+    "matplotlib",
+    "quack-kernels",
 )
 
 
@@ -44,7 +52,8 @@ def register(app: typer.Typer) -> None:
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> None:
     """Say what this machine can run: versions, GPUs, the CuTe DSL, the cache, and every backend with a reason.
 
-    Exit code 0 if at least one backend works (the reference backend needs PyTorch alone).
+    It compiles one small kernel for each architecture, which takes seconds and no GPU. Exit code 0 if at least one
+    backend works (the reference backend needs PyTorch alone).
     """
     report = collect()
     if as_json:
@@ -65,6 +74,8 @@ def collect() -> dict:
         "gpus": [_gpu(i) for i in range(torch.cuda.device_count())],
         "dsl": _dsl(),
         "cache": _cache(),
+        "workspaces": _workspaces(),
+        "tuned": _tuned(),
         "environment": {name: os.environ[name] for name in env.VARIABLES if name in os.environ},
         "backends": {name: vars(backend.status(name)) for name in backend.BACKENDS},
     }
@@ -118,11 +129,52 @@ def _cache() -> dict:
         "exists": path.exists(),
         "writable": os.access(existing, os.W_OK),
         "free_gib": round(shutil.disk_usage(existing).free / 2**30, 1),
+        **_entries(path),
     }
 
 
+def _entries(path: Path) -> dict:
+    """How many kernels are on disk, how many of them this version still uses, and what lies in quarantine."""
+    found = disk_cache.entries(path)
+    current = 0
+    for directory, info, _ in found:
+        with contextlib.suppress(CuteFP4Error, OSError):
+            current += directory.parent.name == fingerprint.of(from_json(info["plan"]))
+    corrupt = path / disk_cache.CORRUPT
+    return {
+        "kernels": len(found),
+        "of_this_version": current,
+        "mib": round(sum(size for _, _, size in found) / 2**20, 1),
+        "quarantined": sum(1 for _ in corrupt.iterdir()) if corrupt.is_dir() else 0,
+    }
+
+
+def _workspaces() -> dict[str, dict[str, int]]:
+    """Bytes that a stream keeps for partial sums after a product, by architecture; with those prepared for captures."""
+    device, sizes = torch.device("cpu"), {}
+    for arch in ARCHS:
+        sizes[arch] = {}
+        for case in (Case("TN", 1, 7168, 16384), Case("TN", 4096, 4096, 4096)):
+            workspace.release(device)
+            operation_plans(case, families(arch, case)[0])
+            sizes[arch][f"{case.m}x{case.n}x{case.k}"] = workspace.allocated_bytes(device)
+    workspace.release(device)
+    return sizes
+
+
+def _tuned() -> str:
+    """What CUTEFP4_TUNED names, and whether it can be read."""
+    path = env.read("CUTEFP4_TUNED")
+    if not path:
+        return "none: the heuristics choose (cutefp4 sweep --save, CUTEFP4_TUNED)"
+    try:
+        return f"{path}, {len(tuned.read(path))} entries"
+    except CuteFP4Error as error:
+        return f"{path} cannot be used: {error}"
+
+
 def _print(report: dict) -> None:
-    console = Console()
+    console = output.console()
     console.print(f"[bold]cutefp4 {report['cutefp4']}[/bold], Python {report['python']}, {report['platform']}")
     versions = Table("package", "version", title="Versions", title_justify="left")
     for name, version in report["packages"].items():
@@ -140,6 +192,14 @@ def _print(report: dict) -> None:
     state = "exists" if cache["exists"] else "will be made on first use"
     access = "writable" if cache["writable"] else "[red]not writable: kernels are kept in memory only[/red]"
     console.print(f"Cache: {cache['path']} ({state}, {access}, {cache['free_gib']} GiB free)")
+    console.print(
+        f"  {cache['kernels']} kernels, {cache['mib']} MiB, {cache['of_this_version']} of them of this version; "
+        f"{cache['quarantined']} damaged entries set aside"
+    )
+    for arch, sizes in report["workspaces"].items():
+        listed = ", ".join(f"{shape} {size / 2**20:.1f} MiB" for shape, size in sizes.items())
+        console.print(f"Workspace of a stream on {arch}, after a product of {listed}")
+    console.print(f"Tuned configurations: {escape(report['tuned'])}")
     for name, value in report["environment"].items():
         console.print(f"{name}={value}")
     table = Table("backend", "works here", "reason", "operations", title="Backends", title_justify="left")

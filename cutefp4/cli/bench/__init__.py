@@ -71,6 +71,10 @@ def bench(
             BENCHES[name](session)
         except KeyboardInterrupt:
             interrupted = True
+        except Exception as error:  # one benchmark that breaks must not cost the others their results
+            wrong.append(f"{name}: {type(error).__name__}: {error}")
+            output.note(f"cutefp4: {wrong[-1]}")
+            session.skipped.append(f"the rest ({type(error).__name__})")
         path = session.save(out)
         output.note(f"== {name}: {len(session.table.rows)} rows in {time.monotonic() - begin:.0f} s, {path}")
         documents.append(json.loads(path.read_text()))
@@ -99,7 +103,7 @@ def _require_gpu(names: list[str]) -> None:
 
 
 def _write_predictions(out: Path, only_if_missing: bool) -> None:
-    path = out / PREDICTED / "0000-00-00-predictions.json"
+    path = out / PREDICTED / "predictions.json"
     if only_if_missing and path.exists():
         return
     output.write_text(path, json.dumps(predict.document(), indent=1) + "\n")

@@ -2,7 +2,7 @@
 
     <out>/<device>/<date>-<what>.json      {"what", "environment", "rows", "skipped"}
 
-A later run of the same day replaces the file. Of several days the newest counts (`newest`).
+A later run of the same day replaces the file. Of several days the newest counts (`newest`). Predictions have no day.
 """
 
 from __future__ import annotations
@@ -89,9 +89,10 @@ def slug(device: str) -> str:
 def newest(out: Path) -> dict[str, dict[str, dict]]:
     """The newest results by device and benchmark."""
     found: dict[str, dict[str, dict]] = {}
-    for path in sorted(out.glob("*/????-??-??-*.json")):
-        data = json.loads(path.read_text())
-        found.setdefault(path.parent.name, {})[path.stem[11:]] = data
+    for path in sorted(out.glob("*/*.json")):
+        name = re.fullmatch(r"(?:\d{4}-\d\d-\d\d-)?([a-z-]+)", path.stem)
+        if name is not None:
+            found.setdefault(path.parent.name, {})[name[1]] = json.loads(path.read_text())
     return found
 
 
