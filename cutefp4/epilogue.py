@@ -42,7 +42,8 @@ from dataclasses import dataclass, fields, replace
 from functools import cache
 from types import ModuleType
 
-from cutefp4.errors import OperandError
+from cutefp4.errors import OperandError, UnsupportedError
+from cutefp4.recipe import QuantRecipe
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -177,6 +178,48 @@ class SwigluPair(Node):
 
 
 @dataclass(frozen=True)
+class Nvfp4(Node):
+    """D in NVFP4 instead of 16 or 32 bits: codes and tiled block scales as `quantize(x, recipe, amax=amax)` makes them.
+
+    For D itself: return Nvfp4(x, ...) as D's expression. The outer amax is given, not found: a block is encoded before
+    the rest of its row is known. `RowAmax` of the same x finds what the next product of this kind may use.
+
+    Attributes:
+        x: the values; rounded to `dtype` first: D equals quantize(gemm(..., out_dtype=dtype), recipe, amax=amax).
+        amax: float32 outer amax, `Scalar` for scaling="tensor", `Row` for scaling="token".
+        recipe: how to quantise; of its rowwise copy. 1x16 blocks, nearest rounding, tiled scales.
+        dtype: "float32", "bfloat16" or "float16".
+
+    Raises:
+        OperandError: an amax that does not fit the recipe, or an unknown dtype.
+        UnsupportedError: a recipe that the epilogue cannot serve.
+    """
+
+    x: Node
+    amax: Leaf
+    recipe: QuantRecipe = QuantRecipe()
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        kind = Row if self.recipe.scaling == "token" else Scalar
+        if not isinstance(self.amax, kind) or self.amax.dtype != "float32" or self.dtype not in DTYPES:
+            raise OperandError(
+                f"Nvfp4(amax={self.amax!r}, dtype={self.dtype!r}) with scaling={self.recipe.scaling!r}",
+                f"amax: {kind.__name__}() of float32; dtype: {', '.join(DTYPES)}",
+                "declare the amax as Scalar() for a tensor's, Row() for one per row",
+            )
+        wanted = {"block": "1d", "rounding": "nearest", "scale_layout": "tiled"}
+        given = {name: getattr(self.recipe, name) for name in wanted}
+        if given != wanted:
+            other = (f"{name}={value!r}" for name, value in given.items() if value != wanted[name])
+            raise UnsupportedError(
+                f"Nvfp4 with {', '.join(other)}",
+                ", ".join(f"{name}={value!r}" for name, value in wanted.items()),
+                "store D in bfloat16 and call cutefp4.quantize",
+            )
+
+
+@dataclass(frozen=True)
 class Store(Node):
     """Write an expression to a matrix of D's shape, rounded once to `dtype`."""
 
@@ -307,6 +350,10 @@ class Epilogue:
             return f"{type(node).__name__}({','.join(write(v) if isinstance(v, Node) else str(v) for v in values)})"
 
         return ";".join(map(write, (self.out, *self.sinks)))
+
+    def quantizes(self) -> bool:
+        """Whether D is NVFP4."""
+        return isinstance(self.out, Nvfp4)
 
     def halves_columns(self) -> bool:
         """Whether D has half as many columns as the product (SwiGLU)."""

@@ -56,6 +56,15 @@ class Sm90GemmPlan(Plan):
     b_scales: str = "tiled"
     load: str = "elements"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.epilogue.quantizes():
+            raise UnsupportedError(
+                "an epilogue that stores D as Nvfp4, on Hopper",
+                "D in bfloat16, float16 or float32 (a wgmma accumulator spreads a block of 16 over four threads)",
+                "store D in bfloat16 and call cutefp4.quantize",
+            )
+
     def staged_store(self) -> int:
         """Bytes of an element of D if D leaves by TMA, else 0."""
         return {"float32": 4}.get(self.out_dtype, 2) if self.store in ("tma", "tma_add") else 0

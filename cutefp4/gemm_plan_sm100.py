@@ -37,7 +37,7 @@ class Sm100GemmPlan(Plan):
     Attributes:
         config: tile sizes, cluster, stages.
         epilogue: the tree.
-        out_dtype: of D: "bfloat16", "float16" or "float32".
+        out_dtype: of D: "bfloat16", "float16" or "float32"; "nvfp4" if the tree quantises.
         store: how D is written: "tma" (rows of D are a multiple of 16 bytes), "vectors" (256-bit stores from registers;
             rows are a multiple of 32 bytes) or "elements".
         tile_load: how the epilogue reads matrices (C): "tma" (through shared memory, under the mainloop; rows are a
@@ -61,31 +61,47 @@ class Sm100GemmPlan(Plan):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        problems = sm100_problems(self.config, self.column_vectors(), len(self.staged_tiles()))
-        if self.arch not in ("sm_100a", "sm_103a"):
-            problems.append(f"arch={self.arch}: tcgen05 needs sm_100a or sm_103a")
-        if self.store not in STORES:
-            problems.append(f"store={self.store!r}: one of {STORES}")
-        if self.epilogue.halves_columns() and self.store == "tma":
-            problems.append("store='tma' with SwiGLU: D has half a panel's columns; use store='vectors' or 'elements'")
-        if self.config.swap_ab and self.store != "elements":
-            problems.append(f"store={self.store!r} with swap_ab: D is written transposed; use store='elements'")
-        if self.config.swap_ab and self.sink_store != "elements":
-            problems.append(f"sink_store={self.sink_store!r} with swap_ab: sinks are written transposed")
-        if self.sink_store not in STORES[1:]:
-            problems.append(f"sink_store={self.sink_store!r}: one of {STORES[1:]}")
-        if self.tile_load not in TILE_LOADS:
-            problems.append(f"tile_load={self.tile_load!r}: one of {TILE_LOADS}")
-        if self.tile_load == "tma" and (self.config.swap_ab or self.config.splits > 1):
-            problems.append("tile_load='tma' with swap_ab or splits: C is read transposed, or by the last CTA alone")
-        if self.config.swap_ab and self.epilogue.halves_columns():
-            problems.append("swap_ab with SwiGLU: the pairs of columns lie in different threads")
+        problems = sm100_problems(self.config, self.column_vectors(), len(self.staged_tiles())) + self._problems()
         if problems:
             raise CompileError(f"{self.config}", "a legal configuration", "; ".join(problems))
 
+    def _problems(self) -> list[str]:
+        """Why this epilogue cannot run with this configuration and these ways to memory."""
+        swap, swiglu, quantizes = self.config.swap_ab, self.epilogue.halves_columns(), self.epilogue.quantizes()
+        rules = [
+            (self.arch in ("sm_100a", "sm_103a"), f"arch={self.arch}: tcgen05 needs sm_100a or sm_103a"),
+            (self.store in STORES, f"store={self.store!r}: one of {STORES}"),
+            (self.sink_store in STORES[1:], f"sink_store={self.sink_store!r}: one of {STORES[1:]}"),
+            (self.tile_load in TILE_LOADS, f"tile_load={self.tile_load!r}: one of {TILE_LOADS}"),
+            (
+                not (swiglu and self.store == "tma"),
+                "store='tma' with SwiGLU: D has half a panel's columns; use store='vectors' or 'elements'",
+            ),
+            (
+                not swap or self.store == self.sink_store == self.tile_load == "elements",
+                "store, sink_store or tile_load with swap_ab: matrices are accessed transposed; use 'elements'",
+            ),
+            (
+                self.tile_load != "tma" or self.config.splits == 1,
+                "tile_load='tma' with splits: C is read by the last CTA alone; use 'elements'",
+            ),
+            (not (swap and swiglu), "swap_ab with SwiGLU: the pairs of columns lie in different threads"),
+            (
+                quantizes == (self.out_dtype == "nvfp4"),
+                f"out_dtype={self.out_dtype!r} of a tree that {'quantises' if quantizes else 'does not quantise'}",
+            ),
+            (
+                not (quantizes and self.store == "tma"),
+                "store='tma' of an NVFP4 D: codes leave the registers; use store='vectors' or 'elements'",
+            ),
+            (not (quantizes and swap), "an NVFP4 D with swap_ab: a block of 16 lies in different threads"),
+        ]
+        return [reason for good, reason in rules if not good]
+
     def kernel_tree(self) -> Epilogue:
         """The tree as the kernel sees it: its rows are those of its A."""
-        return transposed(self.epilogue) if self.config.swap_ab else self.epilogue
+        turned = self.config.swap_ab and not self.epilogue.quantizes()  # both at once are refused above
+        return transposed(self.epilogue) if turned else self.epilogue
 
     def column_vectors(self) -> int:
         """Vectors along the kernel's N that the epilogue reads."""
@@ -98,6 +114,8 @@ class Sm100GemmPlan(Plan):
         return tuple(leaf.name for leaf in self.epilogue.leaves() if isinstance(leaf, Tile))
 
     def tensor_names(self) -> tuple[str, ...]:
-        """The epilogue's tensors in the order of the kernel's arguments: D, leaves, sinks, split-K workspace."""
-        names = ("d", *(leaf.name for leaf in self.epilogue.leaves()), *(sink.name for sink in self.epilogue.sinks))
+        """The epilogue's tensors in the order of the kernel's arguments: D (codes and scales if NVFP4), leaves, sinks,
+        split-K workspace."""
+        codes = ("d", "d_scales") if self.out_dtype == "nvfp4" else ("d",)
+        names = (*codes, *(leaf.name for leaf in self.epilogue.leaves()), *(sink.name for sink in self.epilogue.sinks))
         return (*names, "partials", "counters") if self.config.splits > 1 else names

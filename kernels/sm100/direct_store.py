@@ -9,6 +9,7 @@ import cutlass.cute as cute
 from cutlass import Float32, Int32, Int64, Uint32
 
 from cutefp4 import epilogue as nodes
+from cutefp4.format import BLOCK
 
 from ..common.ptx import atomic_umax, store_words, warp_umax
 from ..epilogue import math
@@ -23,7 +24,9 @@ def group_columns(plan) -> int:
     """Columns of the product that are evaluated together, so that every matrix fills whole vectors; at least 8."""
     halves = 2 if plan.epilogue.halves_columns() else 1
     widths = [8]
-    if plan.store == "vectors":
+    if plan.out_dtype == "nvfp4":
+        widths.append(BLOCK)
+    elif plan.store == "vectors":
         widths.append(halves * VECTOR_WORDS * 32 // DTYPES[plan.out_dtype].width)
     if plan.sink_store == "vectors":
         stores = [sink for sink in plan.epilogue.sinks if isinstance(sink, nodes.Store)]

@@ -20,6 +20,7 @@ from .direct_store import column_amax, group_columns, row_amax, store_row, store
 from .epilogue_load import TileLoads
 from .mma import acc_column
 from .packed import evaluate_pair
+from .quant_store import QuantStore
 from .split_k import SplitSum
 from .store import WarpStore, buffer_columns
 from .tile_stage import TileStage
@@ -54,6 +55,9 @@ class TmemEpilogue(DeviceStruct):
         self.store = WarpStore(tma_d, storage.store, warp, lane, self.dtype) if tma_d else ()
         self.row_sinks = [sink for sink in self.tree.sinks if isinstance(sink, nodes.RowAmax)]
         self.row_max = cute.make_rmem_tensor(max(len(self.row_sinks), 1), Float32)
+        self.quant = ()
+        if self.tree.quantizes():
+            self.quant = QuantStore(self.tree.out, tensors["d"], tensors["d_scales"], sizes, plan)
         self.split = ()
         if plan.config.splits > 1:
             self.split = SplitSum(tensors["partials"], tensors["counters"], plan.config.splits, warp, lane)
@@ -65,6 +69,8 @@ class TmemEpilogue(DeviceStruct):
         m, n, l = self.place.m_tile(work), self.place.n_tile(work), work.l
         row, column = m * CTA_ROWS + 32 * self.warp + self.lane, n * config.tile_n
         loaded = self.loads.begin(row, column, l)
+        if cutlass.const_expr(self.tree.quantizes()):
+            loaded |= self.quant.outer(loaded)
         self.row_max.fill(0.0)
         release_at = 0 if layout.overlapped else config.panels - 1
         first_panel = Int32(0)
@@ -107,6 +113,8 @@ class TmemEpilogue(DeviceStruct):
         """32 finished sums of this thread's row: evaluate and store; returns the store buffer to use next."""
         if cutlass.const_expr(self.plan.store == "tma"):
             turn = self._stage(values, at, loaded, first, turn)
+        elif cutlass.const_expr(self.tree.quantizes()):
+            self._quantize(values, at, loaded, first)
         else:
             for g in cutlass.range_constexpr(0, READ, self.group):
                 if self._column(at, first + g) < self.size_n:
@@ -115,6 +123,20 @@ class TmemEpilogue(DeviceStruct):
                     vectors = self.plan.store == "vectors"
                     store_row(self.tensors["d"], out, at[0], column, at[2], self.size_m, vectors)
         return turn
+
+    @cute.jit
+    def _quantize(self, values, at, loaded, first: cutlass.Constexpr):
+        """Evaluate and encode 32 columns; write the panel when it is complete."""
+        row, _, l, _ = at
+        if cutlass.const_expr(first == 0):
+            self.quant.begin_panel()
+        for g in cutlass.range_constexpr(0, READ, self.group):
+            column = self._column(at, first + g)
+            if column < self.size_n:
+                out = self._evaluate(values[g : g + self.group], at, first + g, loaded)
+                self.quant.put(first + g, out, (row, column, l), loaded)
+        if cutlass.const_expr(first + READ == PANEL):
+            self.quant.end_panel(row, self._column(at, 0), l)
 
     @cute.jit
     def _write_partials(self, work, values, at, first: cutlass.Constexpr):
@@ -173,6 +195,8 @@ class TmemEpilogue(DeviceStruct):
         out = self.tree.out
         if isinstance(out, nodes.SwigluPair):
             return [math.mul(math.silu(gate), up) for gate, up in (pair(out.x) for pair in pairs)]
+        if isinstance(out, nodes.Nvfp4):
+            out = out.x
         return [value for pair in pairs for value in pair(out)]
 
     def _pair(self, acc: tuple, j: int, loaded: dict, along_n: dict, tiles: dict):

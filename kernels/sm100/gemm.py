@@ -4,7 +4,7 @@
 
     A    codes (L, M, K/2) uint8, low nibble = even k; E4M3 scales in 128x4 tiles, flat
     B    codes (L, N, K/2), scales likewise
-    D    (L, M, N) bf16, fp16 or fp32
+    D    (L, M, N) bf16, fp16 or fp32; or NVFP4 as A
 
 With config.swap_ab the kernel computes D^T = B * A^T: below, A, M and rows are then those of the GEMM's B.
 
@@ -216,7 +216,11 @@ def build(plan: Sm100GemmPlan):
         fake_matrix(Uint8, l, n, bytes_k),
         fake_matrix(Uint8, cute.sym_int()),
     )
-    tensors = fake_tensors(plan.epilogue, plan.out_dtype, 16 if staged else None, l, m, n)
+    if plan.out_dtype == "nvfp4":
+        d = fake_matrix(Uint8, l, m, cute.sym_int(divisibility=8), align=8), fake_matrix(Uint8, cute.sym_int())
+        tensors = (*d, *fake_tensors(plan.epilogue, "float32", None, l, m, n)[1:])
+    else:
+        tensors = fake_tensors(plan.epilogue, plan.out_dtype, 16 if staged else None, l, m, n)
     if plan.config.splits > 1:
         partials = fake_matrix(Float32, cute.sym_int(), EPILOGUE_WARPS, plan.config.tile_n, 32)
         tensors = (*tensors, partials, fake_matrix(Int32, cute.sym_int(), EPILOGUE_WARPS, align=4))
