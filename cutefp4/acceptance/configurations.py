@@ -53,7 +53,7 @@ class ConfigurationCase(Case):
         """(m, n, k) of D: a whole cluster tile and a part of one along both, whole stages and a part of one along K."""
         c = self.config
         rows = CTA_ROWS * c.cluster_m + 45
-        columns = c.tile_n * c.cluster_n + 40
+        columns = c.tile_n * c.cluster_n + 48
         k = TILE_K * max(c.splits, 2) + 96
         return (columns, rows + 3, k) if c.swap_ab else (rows, columns, k)
 
