@@ -98,6 +98,7 @@ def test_files_that_are_no_tables(tmp_path, text):
         tuned.read(tmp_path / "tuned.json")
 
 
+GEMM = ops.OPERATIONS["gemm"]
 TUNED = {"sm_90a": Sm90Config(tile_m=128, tile_n=64, load_stages=3), "sm_100a": Sm100Config(tile_n=192, stages=3)}
 
 
@@ -113,7 +114,7 @@ def problem_of(arch: str, a, b, sms: int) -> dict:
     with pytest.MonkeyPatch.context() as patch, launch.cpu_target(arch, sms), kernel_cache.record():
         patch.setattr(tuned, "lookup", lambda *key: asked.append(key) or original(*key))
         tuned.clear()  # a plan that was chosen before is not asked for again
-        ops.gemm(a, b)
+        GEMM(a, b)
     ((operation, found_arch, problem),) = asked
     assert (operation, found_arch) == ("gemm", arch)
     return problem
@@ -128,7 +129,7 @@ def test_plans_use_the_table_while_it_is_there(arch):
 
     def config(sms=4):
         with launch.cpu_target(arch, sms), kernel_cache.record() as plans:
-            ops.gemm(a, b)
+            GEMM(a, b)
         return next(iter(plans)).config
 
     chosen = config()
@@ -168,7 +169,7 @@ def test_traced_launches_repeat_the_call():
     out = torch.full((64, 128), torch.nan, dtype=torch.bfloat16)
     with emulator.device("sm_90a", sms=2):
         with kernel_cache.trace() as launches:
-            ops.gemm(a, b, out=out)
+            GEMM(a, b, out=out)
         first = out.clone()
         out.fill_(torch.nan)
         for _, kernel, arguments in launches:

@@ -50,7 +50,8 @@ class Step:
     def nvfp4(self, recipe: TrainingRecipe) -> tuple[torch.Tensor, ...]:
         """Y, dX, dW in NVFP4."""
         (x, x_columns), (w, w_columns), (dy, dy_columns) = self.quantise(recipe)
-        return ops.gemm(x, w), ops.gemm(dy, w_columns), ops.gemm(dy_columns, x_columns)
+        gemm = ops.OPERATIONS["gemm"]
+        return gemm(x, w), gemm(dy, w_columns), gemm(dy_columns, x_columns)
 
 
 def make_step(tokens: int, outputs: int, inputs: int) -> Step:

@@ -169,10 +169,10 @@ class Operands:
         """The public operation, into D."""
         options = {"bias": self.bias, "activation": EPILOGUES[self.case.epilogue].get("activation"), "out": d}
         if self.case.kind == "w4a16":
-            ops_gemm_sm90.gemm_a16(self.a, self.b, **options)
+            ops.OPERATIONS["gemm_a16"](self.a, self.b, **options)
             return
         c = d if self.case.epilogue == "accumulate" else self.c
-        ops.gemm(self.a, self.b, c=c, beta=1.0, out_dtype=d.dtype, **options)
+        ops.OPERATIONS["gemm"](self.a, self.b, c=c, beta=1.0, out_dtype=d.dtype, **options)
 
     def decoded(self) -> tuple[torch.Tensor, torch.Tensor]:
         """e2m1 * e4m3 of both in bf16, exact; outer amaxes left out."""
