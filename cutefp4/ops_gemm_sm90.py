@@ -35,6 +35,15 @@ _NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "
 _BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
+MIX_K = 1024
+"""Largest K of an in-place sum that is not wholly added in memory: there the additions take longer than the product."""
+
+
+def _matrices(tree: Epilogue) -> list:
+    """The nodes of a tree that read or write a matrix besides D."""
+    return [node for node in (*tree.leaves(), *tree.sinks) if isinstance(node, (trees.Tile, trees.Store))]
+
+
 @dataclass(frozen=True)
 class GemmRequest:
     """Everything that a plan depends on; hashable, made from tensors without touching their data.
@@ -65,14 +74,18 @@ class GemmRequest:
             return "tma_add" if self.in_place and self.tree.without_addition_to("c") else "tma"
         return "elements" if self.n % 2 else "pairs"
 
+    def mixes(self) -> bool:
+        """Whether an in-place sum partly loads C and stores, and only partly adds in memory (see staged_store.py)."""
+        return self.store() == "tma_add" and self.k <= MIX_K and not _matrices(self.tree.without_addition_to("c"))
+
     def kernel_tree(self) -> Epilogue:
         """What the kernel evaluates: the tree, without C where the store adds to it in memory."""
-        return self.tree.without_addition_to("c") if self.store() == "tma_add" else self.tree
+        added = self.store() == "tma_add" and not self.mixes()
+        return self.tree.without_addition_to("c") if added else self.tree
 
     def load(self) -> str:
         """How tiles can be read and extra matrices written."""
-        tree = self.kernel_tree()
-        matrices = [node for node in (*tree.leaves(), *tree.sinks) if isinstance(node, (trees.Tile, trees.Store))]
+        matrices = _matrices(self.kernel_tree())
         if not matrices or not self.aligned or self.n % 2:
             return "elements"
         rows = all(self.n * _BYTES[node.dtype] % 16 == 0 for node in matrices)
@@ -258,7 +271,7 @@ def _gemm_into(
         batch_invariant,
         "c" in named and named["c"].data_ptr() == d.data_ptr(),
     )
-    if request.store() == "tma_add":
+    if request.store() == "tma_add" and not request.mixes():
         del named["c"]
     _run([a, a_scales, b, b_scales], list(named.values()), d, request)
 

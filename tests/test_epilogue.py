@@ -234,7 +234,7 @@ def test_plans_explain_themselves_on_every_backend():
         assert cutefp4.gemm_plan(a, b, epilogue=affine, tensors=affine_tensors(), backend="emulator").plan.epilogue
         out = torch.zeros(M, N)
         added = cutefp4.gemm_plan(a, b, out=out, accumulate=True, backend="emulator")
-        assert added.plan.store == "tma_add" and "stored by tma_add" in added.explain()
+        assert (added.plan.store, added.plan.load) == ("tma_add", "tma") and "stored by tma_add" in added.explain()
 
 
 def test_a_plan_checks_as_the_call_does():

@@ -30,8 +30,8 @@ class EpilogueSpec:
     Attributes:
         tree: what to compute.
         acc_exponent: the accumulators hold the sum times 2^acc_exponent.
-        store: "tma" (16-byte aligned rows), "tma_add" (fp32, added to what D holds), "pairs" (two columns per access)
-            or "elements".
+        store: "tma" (16-byte aligned rows), "tma_add" (fp32, added to what D holds; with load "tma" the tree has that
+            C, and part of D is loaded and stored instead), "pairs" (two columns per access) or "elements".
         load: how `Tile` leaves are read (and extra matrices stored): "tma" (the first one that has elements of D's
             size through D's staging buffer, the others as pairs), "pairs" or "elements".
     """
@@ -131,7 +131,7 @@ class TileEpilogue(DeviceStruct):
         atom, first = box // per_atom, box % per_atom * staged.blocks
         for block in range(0, staged.blocks, staged.blocks_per_access):
             access = range(block, block + staged.blocks_per_access)
-            tiles = staged.read(box, block) if self.staged_leaf else [None] * len(access)
+            tiles = staged.read(box, block) if staged.fetched(box) else [None] * len(access)
             values = [
                 self._block(fragment, acc, first + b, [atom], loaded, amax_m, tile)[0]
                 for b, tile in zip(access, tiles, strict=True)
@@ -198,7 +198,10 @@ class TileEpilogue(DeviceStruct):
                 if tile is not None:
                     tiles[self.staged_leaf] = tile[h]
                 elements = [self._element(acc, loaded, along_n, tiles, (atom, h, block, j)) for j in range(2)]
-                rows.append(self._store_out(fragment, elements, (atom, h, block)))
+                out = self.spec.tree.out
+                if self.spec.store == "tma_add" and self.staged_leaf and tile is None:
+                    out = self.spec.tree.without_addition_to(self.staged_leaf).out
+                rows.append(self._store_out(fragment, out, elements, (atom, h, block)))
                 self._run_sinks(fragment, elements, (atom, h, block), amax_m, amax_n)
             values.append(rows)
         for (name, j), value in amax_n.items():
@@ -232,9 +235,9 @@ class TileEpilogue(DeviceStruct):
 
         return lambda node: evaluate(node, leaf_value, memo)
 
-    def _store_out(self, fragment: Fragment, elements, position):
-        """Store D's pair of elements, or return it for the staged store."""
-        out, d = self.spec.tree.out, self.tensors["d"]
+    def _store_out(self, fragment: Fragment, out, elements, position):
+        """Store D's pair of elements, the expression `out`, or return it for the staged store."""
+        d = self.tensors["d"]
         if isinstance(out, nodes.SwigluPair):
             gate, up = (element(out.x) for element in elements)
             store_half(d, fragment, *position, math.mul(math.silu(gate), up))
@@ -280,7 +283,8 @@ def bind(spec: EpilogueSpec, config: Sm90Config, tensors: dict, sizes, storage, 
         tensors: see `TileEpilogue`; with split-K also "partials" and "counters".
         sizes: rows of the register and of the shared operand.
         storage: shared memory: `store` (staging), `tile_full` (barriers of the staged leaf) and `flags`.
-        tmas: (atom, coordinate tensor) of D for the staged store and of the staged leaf, or () each.
+        tmas: (atom, coordinate tensor) of D for the staged store, of the staged leaf, and of D for adding to it, or ()
+            each.
     """
     staged, staged_leaf = (), ""
     if spec.staged:

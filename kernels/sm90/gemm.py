@@ -39,7 +39,7 @@ from cutefp4.gemm_plan import Sm90GemmPlan
 
 from ..common.barriers import Ring, RingSpec
 from ..epilogue import tile as tile_epilogue
-from ..epilogue.staged_store import matrix_tma, store_operation
+from ..epilogue.staged_store import matrix_tma
 from ..scheduler import StaticScheduler, StreamKScheduler
 from .decode import ActivationReorderer, RegisterOperandReader, SharedOperandDecoder, decode_role
 from .loader import SCALE_WARPS, CompactScaleLoader, OperandLoader, compact_scale_role, load_role, operand_tma
@@ -127,15 +127,18 @@ class Sm90Gemm:
         )
 
     def epilogue_tma(self, tensors) -> tuple:
-        """(atom, coordinates) of D and of the leaf that comes through its staging buffer; () each if not."""
+        """(atom, coordinates) of D, of the leaf that comes through its staging buffer, of D to add to; or () each."""
         element, load = self.plan.staged_store(), ()
         if not element:
-            return (), ()
+            return (), (), ()
         name = tile_epilogue.staged_tile(self.plan.epilogue, element) if self.plan.load == "tma" else ""
         if name:
             tile = tensors[self.plan.tensor_names().index(name)]
             load = matrix_tma(tile, self.config, cpasync.CopyBulkTensorTileG2SOp())
-        return matrix_tma(tensors[0], self.config, store_operation(self.plan.store)), load
+        store = matrix_tma(tensors[0], self.config, cpasync.CopyBulkTensorTileS2GOp())
+        if self.plan.store == "tma":
+            return store, load, ()
+        return store if load else (), load, matrix_tma(tensors[0], self.config, cpasync.CopyReduceBulkTensorTileS2GOp())
 
     @cute.kernel
     def kernel(self, tma_m, tma_n, tma_d, compact_tensors, tiled_mma, epilogue_tensors, sizes, scheduler):
