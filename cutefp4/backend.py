@@ -75,6 +75,8 @@ def native(device: torch.device) -> str:
     if device.type != "cuda":
         raise UnsupportedError(f"tensors on {device}", "CPU or CUDA tensors", fix)
     major, minor = torch.cuda.get_device_capability(device)
+    if major == 12:
+        fix = "the tensor cores of this GPU have no tcgen05 (kernels/sm100) and no wgmma (kernels/sm90); " + fix
     if major not in CAPABILITY_MAJOR or (major == 9 and minor != 0):
         given = f"{torch.cuda.get_device_name(device)} with compute capability {major}.{minor}"
         raise UnsupportedError(given, "9.0 (H100, H200) and 10.x (B200, B300)", fix)

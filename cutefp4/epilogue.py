@@ -420,8 +420,10 @@ def _registered(tree: Epilogue, of_z: bool) -> Epilogue:
     if len(set(names)) != len(names):
         fix = "rename one; alpha_a and alpha_b are part of z" if of_z else "rename a sink"
         raise OperandError(f"epilogue names {names}", "a different name for every tensor", fix)
-    if any(isinstance(child, SwigluPair) for node in tree.nodes() for child in node.children()):
-        raise OperandError("a SwigluPair inside an expression", "D itself", "return SwigluPair(...) as D's expression")
+    for inner in (child for node in tree.nodes() for child in node.children()):
+        if isinstance(inner, (SwigluPair, Nvfp4)):
+            kind = type(inner).__name__
+            raise OperandError(f"a {kind} inside an expression", "D itself", f"return {kind}(...) as D's expression")
     name = hashlib.sha256(tree.text().encode()).hexdigest()[:32]
     # Attributes beside the fields: a plan's key is made of fields, and these follow from them.
     for attribute, value in (("name", name), ("arguments", arguments), ("of_z", of_z)):

@@ -36,7 +36,7 @@ from cutefp4.gemm_arguments import (
     pick_weight,
 )
 from cutefp4.operand import Nvfp4GroupedOperand, Nvfp4Operand
-from cutefp4.tensor import NVFP4GroupedTensor, NVFP4Tensor
+from cutefp4.tensor import NVFP4GroupedTensor, NVFP4Tensor, wrap
 
 
 def gemm(
@@ -74,7 +74,8 @@ def gemm(
         backend: a name of `cutefp4.backend.BACKENDS`; None follows the device.
 
     Returns:
-        D (rows, columns); with a `SwigluPair` epilogue (rows, columns / 2).
+        D (rows, columns); with a `SwigluPair` epilogue (rows, columns / 2); with an `Nvfp4` epilogue an NVFP4Tensor
+        with a rowwise copy.
 
     Raises:
         OperandError: operands that do not fit, a missing copy, a wrong shape, dtype, device or argument.
@@ -83,9 +84,12 @@ def gemm(
     picked, options, composed = _request(
         a, b, layout, bias, activation, out, accumulate, out_dtype, batch_invariant, epilogue, tensors
     )
-    return backends.run(
+    d = backends.run(
         "gemm_tree" if composed else "gemm", backends.choose(picked[0].device, backend), *picked, **options
     )
+    if composed and epilogue.quantizes():
+        return wrap((d, None), getattr(torch, epilogue.out.dtype), epilogue.out.recipe)
+    return d
 
 
 def gemm_plan(
@@ -155,6 +159,8 @@ def _request(
         if columns % 2:
             raise OperandError(f"SwigluPair with {columns} columns", "an even number", "interleave gate and up")
         columns //= 2
+    if epilogue.quantizes() and (out is not None or out_dtype is not None):
+        raise OperandError("out or out_dtype with an Nvfp4 epilogue", "neither: D is an NVFP4Tensor", "leave them out")
     dtype = check_output(out, (*operand_a.batch_shape, rows, columns), False, out_dtype, device)
     options = {"out_dtype": dtype, "out": out, "batch_invariant": batch_invariant}
     return (operand_a, operand_b, epilogue, named), options, True

@@ -17,7 +17,11 @@ from cutefp4.launch import arch_of
 EMULATED_ARCH = "sm_90a"
 """Architecture of the emulated device of a call that brings none: the one that has all operations."""
 
-_SM100 = {"gemm": ops_gemm_sm100.gemm, "gemm_plan": ops_gemm_sm100.gemm_plan}
+_SM100 = {
+    "gemm": ops_gemm_sm100.gemm,
+    "gemm_tree": ops_gemm_sm100.gemm_tree,
+    "gemm_plan": ops_gemm_sm100.gemm_plan,
+}
 GEMM = {
     "sm_90a": {
         "gemm": ops_gemm_sm90.gemm,

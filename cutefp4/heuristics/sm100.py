@@ -40,7 +40,7 @@ def staged_tiles(config: Sm100Config, shape: GemmShape) -> int:
     return 0 if config.swap_ab or config.splits > 1 else shape.tiles
 
 
-def choose(shape: GemmShape, sms: int, batch_invariant: bool = False) -> Sm100Config:
+def choose(shape: GemmShape, sms: int, batch_invariant: bool = False, swap: bool = True) -> Sm100Config:
     """The candidate with the smallest predicted time; the first of equal ones.
 
     The scheduler follows from the rounds of tiles. With one round there is nothing to hand out. With more, both take
@@ -50,10 +50,11 @@ def choose(shape: GemmShape, sms: int, batch_invariant: bool = False) -> Sm100Co
     Args:
         sms: multiprocessors of the device.
         batch_invariant: do not look at M.
+        swap: whether D may be computed transposed.
     """
     machine = with_sms(sms)
     seen = replace(shape, m=_INVARIANT_M) if batch_invariant else shape
-    small = [c for c in SMALL if c.splits <= -(-shape.k // TILE_K)] if seen.m <= SMALL_M else []
+    small = [replace(c, swap_ab=swap) for c in SMALL if c.splits <= -(-shape.k // TILE_K)] if seen.m <= SMALL_M else []
     needs = {c: (shape.column_vectors, staged_tiles(c, shape)) for c in (*CANDIDATES, *small) if c.cluster_size <= sms}
     fitting = [(with_most_stages(c, *need), need) for c, need in needs.items()]
     legal = [c for c, need in fitting if not sm100_problems(c, *need)]

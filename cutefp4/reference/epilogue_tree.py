@@ -18,6 +18,7 @@ from cutefp4.operand import Nvfp4Operand
 from cutefp4.reference.accumulator import gemm_accumulator
 from cutefp4.reference.activation import ACTIVATIONS, silu
 from cutefp4.reference.gemm import fma
+from cutefp4.reference.quantize import quantize
 
 
 def relu_grad(x: torch.Tensor) -> torch.Tensor:
@@ -99,7 +100,7 @@ def gemm_tree(
     tensors: Mapping[str, torch.Tensor],
     *,
     out_dtype: torch.dtype = torch.bfloat16,
-) -> torch.Tensor:
+) -> torch.Tensor | Nvfp4Operand:
     """D of a composed epilogue; writes its sinks into `tensors`.
 
     Args:
@@ -107,7 +108,7 @@ def gemm_tree(
         tensors: all of the tree's, each with a batch axis, as `epilogue_arguments.epilogue_tensors` returns them.
 
     Returns:
-        (..., M, N) or, with SwigluPair, (..., M, N / 2).
+        (..., M, N) or, with SwigluPair, (..., M, N / 2); with Nvfp4 an operand (..., M, N).
     """
     kinds = "row" if a.scaling == "token" else "scalar", "column" if b.scaling == "token" else "scalar"
     tree = tree.bind(gemm_constant(a.e4m3_max, b.e4m3_max), *kinds)
@@ -115,7 +116,9 @@ def gemm_tree(
     acc = acc if a.batch_shape else acc[None]
     # Stores after all reads: a sink may be the memory of a tile.
     memo: dict = {}
-    d = evaluate(tree.out, acc, tensors, memo).to(out_dtype)
+    quantized = tree.out if tree.quantizes() else None
+    d = evaluate(quantized.x if quantized else tree.out, acc, tensors, memo)
+    d = d.to(getattr(torch, quantized.dtype) if quantized else out_dtype)
     values = [(sink, evaluate(sink.value, acc, tensors, memo)) for sink in tree.sinks]
     for sink, value in values:
         if isinstance(sink, trees.Store):
@@ -125,4 +128,8 @@ def gemm_tree(
             # An amax does not see NaN.
             largest = torch.nan_to_num(value.abs(), nan=0.0, posinf=math.inf).amax(axis)
             tensors[sink.name].copy_(torch.maximum(tensors[sink.name], largest))
-    return d if a.batch_shape else d[0]
+    d = d if a.batch_shape else d[0]
+    if quantized:
+        amax = tensors[quantized.amax.name]
+        return quantize(d, quantized.recipe, amax=amax if a.batch_shape else amax[0])[0]
+    return d
