@@ -14,9 +14,8 @@ from cutefp4 import cli, emulator, tuned
 from cutefp4.cli.sweep import report, run, shapes
 from cutefp4.cli.sweep.case import EPILOGUES, Case, make_operands
 from cutefp4.cli.sweep.check import Checker
-from cutefp4.cli.sweep.space import AXES, FULL_AXES, Family, enumerate_space, families
+from cutefp4.cli.sweep.space import AXES, FULL_AXES, Target, axes_of, enumerate_space, target_for
 from cutefp4.cli.sweep.store import Store
-from cutefp4.config import Sm90Config
 from cutefp4.errors import CuteFP4Error, OperandError
 from cutefp4.layer_plans import SMS
 
@@ -99,32 +98,33 @@ def test_the_operation_asks_for_what_the_sweep_says_it_asks_for(arch, epilogue, 
     if arch == "sm_90a" and "c" not in EPILOGUES[epilogue]:
         cases.append(Case("TN", 64, 256, 128, "w4a16", recipe, epilogue))
     for case in cases:
-        (family,) = families(arch, case, 6)
-        choice = family.choice(case)
+        target = target_for(arch, case, 6)
+        choice = target.choice(case)
         other = replace(choice, raster_group=choice.raster_group + 1)
-        assert family.problems(other, case) == []
-        with tuned.use([run.entry_of(family, case, other)]):
-            assert [plan.config for plan in run.operation_plans(case, family)] == [other]
-        assert [plan.config for plan in run.operation_plans(case, family)] == [choice]
+        assert target.problems(other, case) == []
+        with tuned.use([run.entry_of(target, case, other)]):
+            assert [plan.config for plan in run.operation_plans(case, target)] == [other]
+        assert [plan.config for plan in run.operation_plans(case, target)] == [choice]
 
 
 # ---------------------------------------------------------------- spaces
 
 
 def test_every_axis_is_a_field_and_new_fields_appear():
-    for config in AXES:
-        assert set(AXES[config]) | set(FULL_AXES[config]) <= {f.name for f in fields(config)}
-        family = Family("sm_90a" if config is Sm90Config else "sm_100a", 8, config)
-        axes = enumerate_space(family, SMALL, {name: [str(v[0])] for name, v in AXES[config].items()}, False).axes
-        assert list(axes) == [f.name for f in fields(config)]
+    kinds = [kind for arch in ("sm_90a", "sm_100a") for kind in Target(arch, 8).kinds(SMALL)]
+    assert set(kinds) == set(AXES) == set(FULL_AXES)
+    for kind in kinds:
+        names = {f.name for f in fields(kind)}
+        assert set(AXES[kind]) | set(FULL_AXES[kind]) <= names
+        assert set(axes_of(kind, {}, True, kind())) == names
 
 
 @pytest.mark.parametrize("arch", ["sm_90a", "sm_100a"])
 def test_the_predicate_decides_what_is_legal(arch):
-    (family,) = families(arch, SMALL)
-    space = enumerate_space(family, SMALL, {"tile_m": ["128"], "tile_n": ["64", "100"]}, False)
+    target = target_for(arch, SMALL)
+    space = enumerate_space(target, SMALL, {"tile_m": ["128"], "tile_n": ["64", "100"]}, False)
     assert space.legal and space.refused and len(space.legal) < space.tried
-    assert all(family.problems(config, SMALL) == [] for config in space.legal)
+    assert all(target.problems(config, SMALL) == [] for config in space.legal)
     assert any("100" in reason for _, reason in space.examples.values())
     ranked = space.ranked(4)
     assert ranked[0] == space.choice and len(set(ranked)) == 4
@@ -203,8 +203,8 @@ def test_mistakes_are_explained(arguments, word):
 
 
 def sweep_emulated(store: Store, clock=FakeClock, limit: int = 0) -> run.Result:
-    (family,) = families("sm_90a", SMALL, 2)
-    space = enumerate_space(family, SMALL, TWO, False)
+    target = target_for("sm_90a", SMALL, 2)
+    space = enumerate_space(target, SMALL, TWO, False)
     sweeper = run.CaseSweep(space, store, rounds=2, clock=clock, device="cpu")
     with emulator.device("sm_90a", sms=2):
         return sweeper.run(space.ranked(limit))

@@ -22,7 +22,7 @@ from cutefp4 import backend, disk_cache, dsl, env, fingerprint, tuned, workspace
 from cutefp4.cli import output
 from cutefp4.cli.sweep.case import Case
 from cutefp4.cli.sweep.run import operation_plans
-from cutefp4.cli.sweep.space import families
+from cutefp4.cli.sweep.space import target_for
 from cutefp4.errors import CompileError, CuteFP4Error
 from cutefp4.plan import from_json
 from cutefp4.quant_plan import BYTES, BlockMath, CastRowsPlan, row_shape
@@ -156,7 +156,7 @@ def _workspaces() -> dict[str, dict[str, int]]:
         sizes[arch] = {}
         for case in (Case("TN", 1, 7168, 16384), Case("TN", 4096, 4096, 4096)):
             workspace.release(device)
-            operation_plans(case, families(arch, case)[0])
+            operation_plans(case, target_for(arch, case))
             sizes[arch][f"{case.m}x{case.n}x{case.k}"] = workspace.allocated_bytes(device)
     workspace.release(device)
     return sizes

@@ -17,7 +17,7 @@ from cutefp4.cli.bench.launch import TARGETS, once, rows_plan, seconds_of
 from cutefp4.cli.bench.session import Session
 from cutefp4.cli.sweep.case import Case
 from cutefp4.cli.sweep.run import operation_plans
-from cutefp4.cli.sweep.space import families
+from cutefp4.cli.sweep.space import target_for
 from cutefp4.timing import HostClock, Table, Variant, measure
 
 SIZES = (512, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
@@ -50,7 +50,7 @@ def cache_rows(table: Table, arch: str) -> None:
 def gemm_row(table: Table, arch: str) -> None:
     """A cold compile of the dense GEMM."""
     case = Case("TN", 4096, 4096, 4096)
-    plans = operation_plans(case, families(arch, case)[0])
+    plans = operation_plans(case, target_for(arch, case))
     with tempfile.TemporaryDirectory() as scratch, mock.patch.dict(os.environ, {"CUTEFP4_CACHE_DIR": scratch}):
         kernel_cache.reset()
         samples = [seconds_of(lambda: [kernel_cache.artifacts(plan) for plan in plans])]

@@ -12,7 +12,6 @@ compared with the oracle before it is timed (see `cutefp4.cli.sweep.check`). Ope
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 
@@ -22,7 +21,7 @@ from cutefp4.cli.roofline import ROOFS
 from cutefp4.cli.sweep.case import Case, Operands
 from cutefp4.cli.sweep.check import Checker
 from cutefp4.cli.sweep.run import cublas, figures, operation_plans
-from cutefp4.cli.sweep.space import describe, families
+from cutefp4.cli.sweep.space import describe, target_for
 from cutefp4.operand import Nvfp4Operand
 from cutefp4.timing import EventClock, Variant, measure
 
@@ -109,8 +108,7 @@ def run_case(session: Session, name: str, product: Case, arch: str) -> None:
         session.say(f"{name}: quack does not run: {reason}")
     variants = [Variant(variant, lambda _, run=run: run()) for variant, run in runs.items()]
     timings = measure(variants, rounds=session.rounds(15), clock=EventClock())
-    (family,) = families(arch, product)[:1]
-    plans = operation_plans(product, replace(family, sms=launch.sm_count(operands.b.device)))
+    plans = operation_plans(product, target_for(arch, product, launch.sm_count(operands.b.device)))
     config = "; ".join(describe(plan.config) for plan in plans if hasattr(plan, "config"))
     for variant, timing in timings.items():
         speeds = figures(product, arch, timing.us)
@@ -135,7 +133,7 @@ def bench(session: Session) -> None:
     cases = {name: product for name, product in cases.items() if arch == "sm_90a" or product.kind == "w4a4"}
     session.table.environment["roof"] = ROOFS[arch].name
     session.warm(
-        [plan for product in cases.values() for plan in operation_plans(product, families(arch, product, sms)[0])]
+        [plan for product in cases.values() for plan in operation_plans(product, target_for(arch, product, sms))]
     )
     for name, product in cases.items():
         if session.may_start(name):

@@ -7,7 +7,7 @@ from typing import Any
 from cutefp4.cli.roofline import ROOFS
 from cutefp4.cli.sweep.case import Case
 from cutefp4.cli.sweep.run import figures
-from cutefp4.cli.sweep.space import describe, families
+from cutefp4.cli.sweep.space import describe, target_for
 from cutefp4.schedule_model_sm100 import estimate, with_sms
 
 ARCH = "sm_100a"
@@ -22,9 +22,9 @@ def rows() -> list[dict[str, Any]]:
     found = []
     for sizes in SHAPES:
         case = Case("TN", *sizes)
-        (family,) = families(ARCH, case)
-        config = family.choice(case)
-        predicted = estimate(config, family.request(case).shape(), with_sms(family.sms))
+        target = target_for(ARCH, case)
+        config = target.choice(case)
+        predicted = estimate(config, target.request(case).shape(), with_sms(target.sms))
         figure = figures(case, ARCH, predicted.us)
         found.append(
             {

@@ -14,7 +14,7 @@ from cutefp4.cli.sweep import report, run
 from cutefp4.cli.sweep.case import EPILOGUES, KINDS, LAYOUTS, Case
 from cutefp4.cli.sweep.predict import check_emulated_size, predict_case
 from cutefp4.cli.sweep.shapes import FIVE, MODELS, parse
-from cutefp4.cli.sweep.space import Space, enumerate_space, families
+from cutefp4.cli.sweep.space import Space, enumerate_space, target_for
 from cutefp4.cli.sweep.store import Store
 from cutefp4.errors import OperandError
 from cutefp4.plan import ARCHS
@@ -99,7 +99,7 @@ def sweep(
     cases = [Case(name, *sizes, kind, recipe, epilogue) for sizes in shapes for name in layout.split(",")]
     given = _axes(set_ or [])
     sms = sms if not timed else launch.sm_count(torch.device("cuda", torch.cuda.current_device()))
-    spaces = [enumerate_space(family, case, given, full) for case in cases for family in families(arch, case, sms)]
+    spaces = [enumerate_space(target_for(arch, case, sms), case, given, full) for case in cases]
     if explain:
         _explain(spaces, as_json)
         return
@@ -168,12 +168,12 @@ def _measure(chosen, store: Store, rounds: int, workers: int) -> list[run.Result
     failed = run.compile_ahead(chosen, progress=True, workers=workers or None)
     found = []
     for space, configs in chosen:
-        ready = [config for config in configs if space.family.plan(config, space.case) not in failed]
+        ready = [config for config in configs if space.target.plan(config, space.case) not in failed]
         found.append(run.CaseSweep(space, store, rounds=rounds, say=output.note).run(ready))
         for config in configs:
             if config not in ready:
-                row = run.base_row(space.case, space.family, config, "measured")
-                reason = failed[space.family.plan(config, space.case)]
+                row = run.base_row(space.case, space.target, config, "measured")
+                reason = failed[space.target.plan(config, space.case)]
                 row |= {"phase": "first", "heuristic": config == space.choice, "percent_of_cublas": 0.0}
                 found[-1].rows.append({**row, "us": None, "check": f"does not compile: {reason}"})
         if found[-1].interrupted:

@@ -7,7 +7,7 @@ from typing import Any
 from cutefp4 import emulator, tuned
 from cutefp4.cli.sweep.check import Checker
 from cutefp4.cli.sweep.run import Result, base_row, entry_of, figures
-from cutefp4.cli.sweep.space import Family, Space
+from cutefp4.cli.sweep.space import Space, Target
 from cutefp4.compile_report import compile_report
 from cutefp4.config_sm100 import Sm100Config, tmem_layout
 from cutefp4.errors import OperandError, UnsupportedError
@@ -37,14 +37,14 @@ def resources(plan: Plan) -> dict[str, Any]:
     return row
 
 
-def _emulated_verdict(checker: Checker, family: Family, config: Any) -> str:
-    entry = entry_of(family, checker.case, config, sms=EMULATED_SMS)
+def _emulated_verdict(checker: Checker, target: Target, config: Any) -> str:
+    entry = entry_of(target, checker.case, config, sms=EMULATED_SMS)
 
     def run(operands, d) -> None:
         with tuned.use([entry]):
             operands.run(d)
 
-    with emulator.device(family.arch, sms=EMULATED_SMS):
+    with emulator.device(target.arch, sms=EMULATED_SMS):
         return checker.verdict(run)
 
 
@@ -70,16 +70,16 @@ def predict_case(space: Space, configs: list[Any], failed: dict[Plan, str], chec
         failed: plans that did not compile, with the reason.
         check: run each in the emulator and compare with the oracle.
     """
-    family, case = space.family, space.case
-    result = Result(case, family)
+    target, case = space.target, space.case
+    result = Result(case, target)
     checker = Checker(case, "cpu") if check else None
     try:
         for config in configs:
-            plan = family.plan(config, case)
-            predicted = family.predict(config, case)
-            row = base_row(case, family, config, "prediction")
+            plan = target.plan(config, case)
+            predicted = target.predict(config, case)
+            row = base_row(case, target, config, "prediction")
             row |= {"phase": "prediction", "heuristic": config == space.choice, "check": "not run"}
-            row |= {"percent_of_cublas": None, **figures(case, family.arch, predicted.us), "limiter": predicted.limiter}
+            row |= {"percent_of_cublas": None, **figures(case, target.arch, predicted.us), "limiter": predicted.limiter}
             row["tmem_columns"] = tmem_layout(config).used if isinstance(config, Sm100Config) else None
             if plan in failed:
                 row |= {"check": f"does not compile: {failed[plan]}", "us": None}
@@ -87,7 +87,7 @@ def predict_case(space: Space, configs: list[Any], failed: dict[Plan, str], chec
                 row |= resources(plan)
                 if checker is not None:
                     say(f"emulating {row['name']}")
-                    row["check"] = _emulated_verdict(checker, family, config)
+                    row["check"] = _emulated_verdict(checker, target, config)
             result.rows.append(row)
     except KeyboardInterrupt:
         result.interrupted = True

@@ -65,7 +65,7 @@ def print_results(results: list[Result], console: Console, most: int) -> None:
     for result in results:
         shown = columns(result)
         kind = "PREDICTION, nothing was timed" if shown is PREDICTED else "measured"
-        title = f"{result.case.name} for {result.family.arch} ({kind})"
+        title = f"{result.case.name} for {result.target.arch} ({kind})"
         table = Table(title=escape(title), title_justify="left")
         for heading in shown.values():
             table.add_column(escape(heading), justify="left" if heading == "check" else "right")
@@ -81,14 +81,13 @@ def print_results(results: list[Result], console: Console, most: int) -> None:
 
 def print_space(space: Space, console: Console) -> None:
     """`--explain`: what was tried, what is legal, and every reason with one example."""
-    combinations = " x ".join(str(len(values)) for values in space.axes.values() if len(values) > 1) or "1"
     console.print(
-        f"{space.case.name} for {space.family.arch}: {space.tried} combinations ({combinations}), "
-        f"{len(space.legal)} legal"
+        f"{space.case.name} for {space.target.arch}: {space.tried} combinations, {len(space.legal)} of them legal"
     )
-    varied = {name: values for name, values in space.axes.items() if len(values) > 1}
-    for name, values in varied.items():
-        console.print(f"  {name}: {', '.join(map(str, values))}")
+    for kind, axes in space.axes.items():
+        console.print(kind.__name__)
+        for name, values in axes.items():
+            console.print(f"  {name}: {', '.join(map(str, values))}")
     table = Table("refused", "reason, by an example", "configuration", title="Why others are not legal")
     for kind, count in space.refused.most_common():
         config, reason = space.examples[kind]
@@ -101,10 +100,12 @@ def explain_json(space: Space) -> dict:
     """The same as data."""
     return {
         "case": space.case.name,
-        "arch": space.family.arch,
+        "arch": space.target.arch,
         "combinations": space.tried,
         "legal": len(space.legal),
-        "axes": {name: list(values) for name, values in space.axes.items()},
+        "axes": {
+            kind.__name__: {name: list(values) for name, values in axes.items()} for kind, axes in space.axes.items()
+        },
         "refused": [
             {"count": count, "reason": space.examples[kind][1], "example": describe(space.examples[kind][0])}
             for kind, count in space.refused.most_common()
@@ -121,8 +122,8 @@ def as_json(results: list[Result], environment: dict[str, str]) -> dict:
         "cases": [
             {
                 "case": result.case.name,
-                "arch": result.family.arch,
-                "sms": result.family.sms,
+                "arch": result.target.arch,
+                "sms": result.target.sms,
                 "winner": None if result.winner is None else result.winner["name"],
                 "rows": result.rows,
             }
@@ -166,7 +167,7 @@ def points(results: list[Result]) -> list[Point]:
 
 def write_plot(results: list[Result], path: Path) -> None:
     """The roofline with every case."""
-    arch = results[0].family.arch
+    arch = results[0].target.arch
     predicted = any(columns(result) is PREDICTED for result in results)
     plot(points(results), ROOFS[arch], path, f"cutefp4 sweep, {arch}" + (" (prediction)" if predicted else ""))
 
@@ -184,7 +185,7 @@ def write_html(results: list[Result], path: Path, environment: dict[str, str]) -
     for result in results:
         shown = columns(result)
         kind = " (prediction)" if shown is PREDICTED else ""
-        parts.append(f"<h2>{html.escape(result.case.name)} for {result.family.arch}{kind}</h2><table><tr>")
+        parts.append(f"<h2>{html.escape(result.case.name)} for {result.target.arch}{kind}</h2><table><tr>")
         parts += [f"<th>{html.escape(heading)}" for heading in (*shown.values(), "", "configuration")]
         for row in result.rows:
             cells = [*(_cell(row.get(name)) for name in shown), mark(row, result), row["name"]]

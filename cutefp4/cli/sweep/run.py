@@ -17,7 +17,7 @@ from cutefp4 import cubin, launch, tuned
 from cutefp4.cli.roofline import ROOFS
 from cutefp4.cli.sweep.case import EPILOGUES, Case, Operands
 from cutefp4.cli.sweep.check import Checker
-from cutefp4.cli.sweep.space import Family, Space, describe
+from cutefp4.cli.sweep.space import Space, Target, describe
 from cutefp4.cli.sweep.store import Store, row_key
 from cutefp4.operand import Nvfp4Operand
 from cutefp4.plan import Plan, to_json
@@ -44,7 +44,7 @@ class Result:
     """
 
     case: Case
-    family: Family
+    target: Target
     rows: list[dict] = field(default_factory=list)
     winner: dict | None = None
     config: Any = None
@@ -52,16 +52,16 @@ class Result:
 
 
 def entry_of(
-    family: Family, case: Case, config: Any, sms: int | None = None, measured: dict | None = None
+    target: Target, case: Case, config: Any, sms: int | None = None, measured: dict | None = None
 ) -> TunedEntry:
     """The line of a tuned table that makes the operation use a configuration for a case."""
-    problem = family.request(case).problem(family.sms if sms is None else sms)
-    return TunedEntry("gemm", family.arch, problem, config, measured or {})
+    problem = target.request(case).problem(target.sms if sms is None else sms)
+    return TunedEntry("gemm", target.arch, problem, config, measured or {})
 
 
 def compile_ahead(spaces: list[tuple[Space, list[Any]]], progress: bool, workers: int | None = None) -> dict[Plan, str]:
     """Compile every plan in parallel; returns the plans that did not compile, with the reason."""
-    plans = [space.family.plan(config, space.case) for space, configs in spaces for config in configs]
+    plans = [space.target.plan(config, space.case) for space, configs in spaces for config in configs]
     result = warmup(plans, workers=workers, load=False, progress=progress, strict=False)
     return {outcome.plan: _first_line(outcome.error) for outcome in result.outcomes if outcome.error is not None}
 
@@ -82,7 +82,7 @@ def figures(case: Case, arch: str, us: float) -> dict[str, float]:
     }
 
 
-def base_row(case: Case, family: Family, config: Any, source: str) -> dict:
+def base_row(case: Case, target: Target, config: Any, source: str) -> dict:
     """Columns that every row has."""
     return {
         "case": case.name,
@@ -93,7 +93,7 @@ def base_row(case: Case, family: Family, config: Any, source: str) -> dict:
         "k": case.k,
         "recipe": case.recipe,
         "epilogue": case.epilogue,
-        "arch": family.arch,
+        "arch": target.arch,
         "source": source,
         "name": describe(config),
         "config": to_json(config),
@@ -132,7 +132,7 @@ class CaseSweep:
 
     def __init__(self, space: Space, store: Store, *, rounds: int, clock: Callable[[], Clock] = EventClock,
                  device: str = "cuda", say: Callable[[str], None] = lambda _: None) -> None:  # fmt: skip
-        self.space, self.family, self.case = space, space.family, space.case
+        self.space, self.target, self.case = space, space.target, space.case
         self.store, self.rounds, self.clock, self.device, self.say = store, rounds, clock, device, say
         self.environment = environment()
         self.checker: Checker | None = None
@@ -151,7 +151,7 @@ class CaseSweep:
                 self._measure(finalists, "final", 3 * self.rounds)
         except KeyboardInterrupt:
             interrupted = True
-        result = Result(self.case, self.family, interrupted=interrupted)
+        result = Result(self.case, self.target, interrupted=interrupted)
         order = self._fastest()
         result.rows = [self.rows[config] for config in order]
         result.rows += [row for row in self.rows.values() if row["us"] is None]
@@ -197,7 +197,7 @@ class CaseSweep:
         variants = {"cublas": Variant("cublas", cublas(operands))}
         verdicts = {}
         for index, config in enumerate(dict.fromkeys([self.space.choice, *configs])):
-            entry = entry_of(self.family, self.case, config)
+            entry = entry_of(self.target, self.case, config)
             verdicts[config] = self._verdict(config, entry)
             if not verdicts[config].startswith("WRONG"):
                 variants[config] = Variant(str(index), launcher(entry, operands, d))
@@ -217,20 +217,20 @@ class CaseSweep:
         return before["check"] if before is not None else self.checker.verdict(run)
 
     def _record(self, config: Any, phase: str, timing: Timing | None, baseline: Timing, verdict: str) -> None:
-        row = base_row(self.case, self.family, config, "measured")
+        row = base_row(self.case, self.target, config, "measured")
         row |= {"phase": phase, "heuristic": config == self.space.choice, "check": verdict}
         if timing is None:
             row |= {"us": None, "percent_of_cublas": 0.0}
         else:
-            row |= figures(self.case, self.family.arch, timing.us)
+            row |= figures(self.case, self.target.arch, timing.us)
             row |= {
                 "low_us": round(timing.low * 1e6, 3),
                 "high_us": round(timing.high * 1e6, 3),
                 "cublas_us": round(baseline.us, 3),
                 "percent_of_cublas": round(100 * baseline.median / timing.median, 2),
-                "predicted_us": round(self.family.predict(config, self.case).us, 2),
+                "predicted_us": round(self.target.predict(config, self.case).us, 2),
             }
-        compiled = kernel_cache.artifacts(self.family.plan(config, self.case))
+        compiled = kernel_cache.artifacts(self.target.plan(config, self.case))
         row["registers"] = max(kernel.registers for kernel in cubin.kernels(compiled.cubin))
         self.rows[config] = row
         self.store.add(row_key(self.case.name, config, phase, self.environment), row)
@@ -247,11 +247,11 @@ def winners_table(results: list[Result], environment_now: dict[str, str]) -> lis
         measured = {"case": result.case.name, "median_us": result.winner["us"]}
         measured |= {"heuristic_us": choice["us"] if choice else None, "check": result.winner["check"]}
         measured |= {name: environment_now[name] for name in kept if name in environment_now}
-        entries.append(entry_of(result.family, result.case, result.config, measured=measured))
+        entries.append(entry_of(result.target, result.case, result.config, measured=measured))
     return entries
 
 
-def operation_plans(case: Case, family: Family) -> list[Plan]:
+def operation_plans(case: Case, target: Target) -> list[Plan]:
     """The plans that the public operation uses for a case, with the tuned tables that are loaded. Launches nothing."""
     recipe_a, recipe_b = case.recipes()
     b = _empty_operand(case.n, case.k, recipe_b)
@@ -262,7 +262,7 @@ def operation_plans(case: Case, family: Family) -> list[Plan]:
     bias = torch.empty(case.n, dtype=torch.bfloat16) if "bias" in options else None
     d = torch.empty(case.m, case.n, dtype=case.out_dtype)
     c = torch.empty(case.m, case.n, dtype=getattr(torch, options["c"])) if "c" in options else None
-    with launch.cpu_target(family.arch, family.sms), kernel_cache.record() as plans:
+    with launch.cpu_target(target.arch, target.sms), kernel_cache.record() as plans:
         Operands(case, a, b, bias, c).run(d)
     return list(plans)
 
@@ -279,7 +279,7 @@ def not_applied(results: list[Result]) -> list[str]:
     wrong = []
     for result in results:
         if result.config is not None:
-            used = [getattr(plan, "config", None) for plan in operation_plans(result.case, result.family)]
+            used = [getattr(plan, "config", None) for plan in operation_plans(result.case, result.target)]
             if result.config not in used:
                 wrong.append(f"{result.case.name}: {used} instead of {result.config}")
     return wrong

@@ -74,17 +74,19 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Family:
-    """A kernel that can serve a case on an architecture: its configurations and how to judge them.
+class Target:
+    """An architecture with its number of multiprocessors, and the kernels that serve a product there.
 
     Attributes:
-        arch, sms: the machine.
-        config: the class of its configurations.
+        arch: of `plan.ARCHS`. sms: multiprocessors that configurations are chosen for.
     """
 
     arch: str
     sms: int
-    config: type
+
+    def kinds(self, case: Case) -> list[type]:
+        """The classes of configurations, one for each kernel that may serve the case."""
+        return [Sm90Config] if self.arch == "sm_90a" else [Sm100Config]
 
     def request(self, case: Case):
         return case.request(self.arch)
@@ -102,18 +104,22 @@ class Family:
         chooser = sm90 if self.arch == "sm_90a" else sm100
         return chooser.choose(request.shape(), self.sms, request.batch_invariant)
 
+    def base(self, kind: type, case: Case) -> Any:
+        """The best configuration of a kernel by its own heuristic: where a search among its configurations starts."""
+        return self.choice(case)
+
     def fitted(self, config: Any, case: Case) -> Any:
         """With as many load stages as fit."""
-        if self.config is Sm100Config:
-            vectors = self.request(case).shape().column_vectors
-            return sm100.with_most_stages(config, vectors) if not sm100_problems(config, vectors) else config
         request = self.request(case)
+        if isinstance(config, Sm100Config):
+            vectors = request.shape().column_vectors
+            return sm100.with_most_stages(config, vectors) if not sm100_problems(config, vectors) else config
         return with_most_stages(config, *request.shape().operands(config), request.staged_store())
 
     def predict(self, config: Any, case: Case) -> Prediction:
         """The schedule model's time."""
         shape = self.request(case).shape()
-        if self.config is Sm100Config:
+        if isinstance(config, Sm100Config):
             found = estimate_sm100(config, shape, with_sms(self.sms))
             return Prediction(found.us, found.limiter)
         return Prediction(sm90.estimate(config, shape, self.sms) / (H200_CLOCK * 1e3) + LAUNCH_US)
@@ -122,17 +128,15 @@ class Family:
         return ops_gemm_sm90 if self.arch == "sm_90a" else ops_gemm_sm100
 
 
-def families(arch: str, case: Case, sms: int = 0) -> list[Family]:
-    """The kernels that serve a case.
+def target_for(arch: str, case: Case, sms: int = 0) -> Target:
+    """The target, after a look whether it serves the case at all.
 
     Raises:
-        UnsupportedError: there is none.
+        UnsupportedError: it does not.
     """
-    if arch == "sm_90a":
-        return [Family(arch, sms or SMS[arch], Sm90Config)]
-    if case.kind == "w4a16":
+    if arch != "sm_90a" and case.kind == "w4a16":
         raise UnsupportedError(f"--kind w4a16 for {arch}", "sm_90a", "sweep w4a4")
-    return [Family(arch, sms or SMS[arch], Sm100Config)]
+    return Target(arch, sms or SMS[arch])
 
 
 def describe(config: Any) -> str:
@@ -143,62 +147,66 @@ def describe(config: Any) -> str:
 
 @dataclass
 class Space:
-    """The configurations of one family for one case.
+    """The configurations for one case.
 
     Attributes:
+        axes: values of every field, by class of configuration.
         legal: every configuration that the predicate accepts.
         refused: how many combinations each reason refuses; a combination may have several.
-        examples: one configuration per reason.
+        examples: one configuration and its reason, by kind of reason.
         tried: combinations in all.
     """
 
-    family: Family
+    target: Target
     case: Case
-    axes: dict[str, tuple]
+    axes: dict[type, dict[str, tuple]] = field(default_factory=dict)
     legal: list[Any] = field(default_factory=list)
     refused: Counter = field(default_factory=Counter)
-    examples: dict[str, Any] = field(default_factory=dict)
+    examples: dict[str, tuple[Any, str]] = field(default_factory=dict)
     tried: int = 0
 
     @cached_property
     def choice(self) -> Any:
-        return self.family.choice(self.case)
+        return self.target.choice(self.case)
+
+    @cached_property
+    def bases(self) -> dict[type, Any]:
+        return {kind: self.target.base(kind, self.case) for kind in self.axes}
 
     def changes(self, config: Any) -> int:
-        """Fields in which a configuration differs from the heuristic's choice."""
-        return sum(getattr(config, f.name) != getattr(self.choice, f.name) for f in fields(config))
+        """Fields in which a configuration differs from its kernel's own best."""
+        base = self.bases[type(config)]
+        return sum(getattr(config, f.name) != getattr(base, f.name) for f in fields(config))
 
     def ranked(self, limit: int) -> list[Any]:
         """The heuristic's choice, then the most promising others, at most `limit` in all (0: every legal one).
 
-        Promising: a short predicted time, 2 % longer per field that differs from the choice. The model knows nothing
-        of some fields, and what it calls equal is closer to the truth near a choice that was measured.
+        Promising: a short predicted time, 2 % longer per field that differs from what the heuristic would take. The
+        model knows nothing of some fields, and what it calls equal is closer to the truth near a measured choice.
         """
         others = [config for config in self.legal if config != self.choice]
-        others.sort(key=lambda c: self.family.predict(c, self.case).us * 1.02 ** self.changes(c))
+        others.sort(key=lambda c: self.target.predict(c, self.case).us * 1.02 ** self.changes(c))
         return [self.choice, *(others if limit == 0 else others[: limit - 1])]
 
 
-def axes_of(family: Family, given: dict[str, list[str]], full: bool, choice: Any) -> dict[str, tuple]:
-    """The values of every field.
+def axes_of(kind: type, given: dict[str, list[str]], full: bool, base: Any) -> dict[str, tuple]:
+    """The values of every field of a class of configurations.
 
     Args:
         given: by `--set`: a field and its values as text.
-        choice: the heuristic's: the value of fields that are no axis.
+        base: the value of fields that are no axis.
 
     Raises:
-        OperandError: `given` names no field, or a value that the field cannot have.
+        OperandError: a value that the field cannot have.
     """
-    known = AXES[family.config] | (FULL_AXES[family.config] if full else {})
+    known = AXES[kind] | (FULL_AXES[kind] if full else {})
     axes = {}
-    for f in fields(family.config):
-        default = getattr(choice, f.name)
+    for f in fields(kind):
+        default = getattr(base, f.name)
         values = known.get(f.name, (False, True) if isinstance(default, bool) else (default,))
         axes[f.name] = tuple(dict.fromkeys(values))
     for name, texts in given.items():
-        if name not in axes:
-            raise OperandError(f"--set {name}=", ", ".join(axes), "name a field of the configuration")
-        axes[name] = tuple(_value(name, text, getattr(choice, name)) for text in texts)
+        axes[name] = tuple(_value(name, text, getattr(base, name)) for text in texts)
     return axes
 
 
@@ -214,30 +222,43 @@ def _value(name: str, text: str, like: Any) -> Any:
     raise OperandError(f"--set {name}={text}", f"a value like {like!r}", f"for example --set {name}={like}")
 
 
-def _combinations(family: Family, case: Case, axes: dict[str, tuple]) -> Iterator[Any]:
-    stage = STAGE_FIELD[family.config]
+def _combinations(target: Target, case: Case, kind: type, axes: dict[str, tuple]) -> Iterator[Any]:
+    stage = STAGE_FIELD.get(kind)
     for values in itertools.product(*axes.values()):
         named = dict(zip(axes, values, strict=True))
-        if named[stage] != MOST:
-            yield family.config(**named)
+        if stage is None or named[stage] != MOST:
+            yield kind(**named)
         else:
-            yield family.fitted(family.config(**{**named, stage: 2}), case)
+            yield target.fitted(kind(**{**named, stage: 2}), case)
 
 
-def enumerate_space(family: Family, case: Case, given: dict[str, list[str]], full: bool) -> Space:
-    """Every combination of the axes, judged by the predicate."""
-    choice = family.choice(case)
-    space = Space(family, case, axes_of(family, given, full, choice))
-    for config in _combinations(family, case, space.axes):
-        space.tried += 1
-        problems = family.problems(config, case)
-        if not problems:
-            space.legal.append(config)
-        for reason in problems:
-            kind = reason_kind(reason)
-            space.refused[kind] += 1
-            space.examples.setdefault(kind, (config, reason))
+def enumerate_space(target: Target, case: Case, given: dict[str, list[str]], full: bool) -> Space:
+    """Every combination of the axes, judged by the predicate. Kernels without a field of `given` are left out.
+
+    Raises:
+        OperandError: no kernel has the fields of `given`, or a value that the field cannot have.
+    """
+    space = Space(target, case)
+    kinds = [kind for kind in target.kinds(case) if set(given) <= {f.name for f in fields(kind)}]
+    if not kinds:
+        names = dict.fromkeys(f.name for kind in target.kinds(case) for f in fields(kind))
+        raise OperandError(f"--set {', '.join(given)}", ", ".join(names), "name fields of one configuration")
+    for kind in kinds:
+        space.axes[kind] = axes_of(kind, given, full, target.base(kind, case))
+        for config in dict.fromkeys(_combinations(target, case, kind, space.axes[kind])):
+            _judge(space, config)
     return space
+
+
+def _judge(space: Space, config: Any) -> None:
+    space.tried += 1
+    problems = space.target.problems(config, space.case)
+    if not problems:
+        space.legal.append(config)
+    for reason in problems:
+        kind = reason_kind(reason)
+        space.refused[kind] += 1
+        space.examples.setdefault(kind, (config, reason))
 
 
 def reason_kind(reason: str) -> str:
