@@ -18,7 +18,7 @@ from torch import nn
 
 from cutefp4.errors import OperandError
 from cutefp4.format import BLOCK
-from cutefp4.gemm import gemm, grouped_gemm
+from cutefp4.gemm import gemm, gemm_a16, grouped_gemm
 from cutefp4.quantize import quantize, quantize_grouped
 from cutefp4.recipe import PER_TOKEN, TrainingRecipe, named_recipe
 from cutefp4.reference import RSR_OFFSETS_PER_CALL
@@ -213,24 +213,43 @@ class Linear(_Layer):
         y = _LinearFunction.apply(x.reshape(-1, self.in_features), self.weight, self.bias, self._quantizer())
         return y.view(*x.shape[:-1], self.out_features)
 
-    def freeze(self) -> FrozenLinear:
-        """The layer for inference: its weight quantised once, 4.5 bits an element."""
+    def freeze(self, *, a16: bool = False) -> FrozenLinear:
+        """The layer for inference: its weight quantised once, 4.5 bits an element.
+
+        Args:
+            a16: multiply x as it is, in bfloat16 or float16, instead of quantising it (`cutefp4.gemm_a16`).
+        """
         with torch.no_grad():
             weight = quantize(self.weight, **self._quantizer().options("w"))
-            return FrozenLinear(weight, self.bias, self.recipe, self.backend)
+            return FrozenLinear(weight, self.bias, self.recipe, self.backend, a16=a16)
 
 
 class FrozenLinear(nn.Module):
-    """A linear layer for inference whose weight is an NVFP4Tensor (N, K) with a rowwise copy."""
+    """A linear layer for inference whose weight is an NVFP4Tensor (N, K) with a rowwise copy.
 
-    def __init__(self, weight, bias: torch.Tensor | None, recipe: TrainingRecipe, backend: str | None = None) -> None:
+    Args:
+        a16: x is not quantised and must be bfloat16 or float16.
+    """
+
+    def __init__(
+        self,
+        weight,
+        bias: torch.Tensor | None,
+        recipe: TrainingRecipe,
+        backend: str | None = None,
+        *,
+        a16: bool = False,
+    ) -> None:
         super().__init__()
+        self.a16 = a16
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         self.recipe, self.backend = recipe, backend
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., K) to (..., N) in x's dtype; rounds x to nearest."""
+        """(..., K) to (..., N) in x's dtype; quantises x with nearest rounding, unless the layer is a16."""
+        if self.a16:
+            return gemm_a16(x.contiguous(), self.weight, bias=self.bias, backend=self.backend)
         recipe = self.recipe.x.replace(rounding="nearest")
         qx = quantize(x.reshape(-1, x.shape[-1]), recipe, backend=self.backend)
         y = gemm(qx, self.weight, bias=self.bias, out_dtype=x.dtype, backend=self.backend)

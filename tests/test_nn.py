@@ -133,6 +133,16 @@ def test_grouped_linear_is_a_loop_of_linears(recipe):
         assert not layer(x, offs)[47:].any()
 
 
+def test_freeze_can_leave_activations_in_16_bits():
+    layer = Linear(64, 48)
+    frozen = layer.freeze(a16=True)
+    x = matrix(6, 64).view(2, 3, 64)
+    assert_same_bits(frozen(x), cutefp4.gemm_a16(x, frozen.weight, bias=frozen.bias))
+    assert_same_bits(frozen(x.mT.contiguous().mT), frozen(x))
+    with pytest.raises(OperandError, match="bfloat16 or float16"):
+        frozen(x.float())
+
+
 def test_freeze_serves_from_four_bits():
     layer = Linear(64, 48, recipe="te")
     frozen = layer.freeze()
