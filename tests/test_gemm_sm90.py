@@ -250,6 +250,37 @@ def test_bias_activation_and_accumulation(device, activation):
         torch.testing.assert_close(d.cpu(), expected, rtol=2e-6, atol=2e-5)
 
 
+SUMS = {
+    # rows, columns, K, dtype, elements that D's base is off by: how C + z reaches memory
+    "mixed": (140, 136, 96, torch.float32, 0, ("tma_add", "tma")),
+    "added": (70, 136, 1088, torch.float32, 0, ("tma_add", "elements")),
+    "odd columns": (70, 135, 96, torch.float32, 0, ("elements", "elements")),
+    "pairs": (70, 134, 96, torch.float32, 0, ("elements", "pairs")),
+    "misaligned": (70, 136, 96, torch.float32, 1, ("elements", "elements")),
+    "bf16": (140, 136, 96, torch.bfloat16, 0, ("tma", "tma")),
+    "bf16 pairs": (70, 134, 96, torch.bfloat16, 0, ("elements", "pairs")),
+}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("seed", [None, 7])
+@pytest.mark.parametrize("case", SUMS)
+def test_gradients_accumulate_in_place(device, seed, case):
+    rows, columns, k, dtype, offset, (store, load) = SUMS[case]
+    a, b = operand(rows, k, 1, device=device), operand(columns, k, 2, device=device)
+    held = torch.randn(rows * columns + offset, generator=torch.Generator().manual_seed(1)).to(dtype).to(device)
+    # Subnormal sums: the addition in memory must not flush them.
+    held[offset : offset + 8] = torch.tensor([1e-40, -1e-40, 0.0, -0.0, 1e-38, -2e-38, 1e30, -1e30], dtype=dtype)
+    a = replace(a, amax=torch.where(torch.arange(rows, device=device) == 0, 2e-38, a.amax))
+    out = held.clone()[offset:].view(rows, columns)
+    c = out.clone()
+    with running_on(device, seed):
+        plan = cutefp4.gemm_plan(a, b, out=out, accumulate=True, backend=BACKEND[device]).plan
+        cutefp4.gemm(a, b, out=out, accumulate=True, backend=BACKEND[device])
+    assert plan.load == load and (plan.store == store or (store == "elements" and plan.store == "pairs"))
+    assert_same_bits(out.cpu(), expect(a, b, c=c.cpu(), beta=1.0, out_dtype=dtype))
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_beta_zero_never_reads_c(device):
     a, b = operand(20, 64, 3, device=device), operand(40, 64, 4, device=device)
