@@ -30,7 +30,7 @@ B200 = Machine(
     latency=1500,
     launch=2.0,
 )
-EPILOGUE_SLOTS = 2.95
+EPILOGUE_SLOTS = 2.99
 """Instructions per column of an epilogue warp, default tree, besides storing: counted by perf/schedule_model.py."""
 EPILOGUE_PANEL = 150
 """Clocks of a panel of 64 columns that nothing hides: two reads of tensor memory, and the store's fences."""
