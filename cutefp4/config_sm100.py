@@ -85,7 +85,7 @@ class Sm100Config:
         stages: ring of tiles of 256 along K that TMA fills.
         raster_group: cluster tiles along M that neighbouring clusters share a B tile over (L2 reuse).
         swap_ab: the kernel's A is the GEMM's B, and D is written transposed (small M: the weight fills the 128 rows).
-        splits: CTAs that share the K of one tile of D; their partial sums are added in a fixed order.
+        splits: CTAs, or pairs, that share the K of one tile of D; their partial sums are added in a fixed order.
         scheduler: who says what a cluster works on next: "static" (every nth tile of a persistent grid), or "clc"
             (cluster launch control: running clusters take over what has not started).
     """
@@ -233,6 +233,17 @@ def sm100_smem(config: Sm100Config, column_vectors: int = 2, tiles: int = 0) -> 
     )
 
 
+def split_workspace(config: Sm100Config, m: int, n: int, batch: int = 1) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shapes of the partial sums (float32) and of the counters (int32, zero) that a product (batch, m, n) shares K in.
+
+    Every CTA of every cluster tile has its own, CTAs without rows of D too.
+    """
+    rows, columns = (n, m) if config.swap_ab else (m, n)
+    tiles = -(-rows // (CTA_ROWS * config.cluster_m)) * -(-columns // (config.tile_n * config.cluster_n)) * batch
+    ctas = tiles * config.cluster_size
+    return (ctas * config.splits, EPILOGUE_WARPS, config.tile_n, 32), (ctas, EPILOGUE_WARPS)
+
+
 def most_stages(config: Sm100Config, column_vectors: int = 2, tiles: int = 0) -> int:
     """Stages that fit beside the rest; column_vectors, tiles: as in `sm100_smem`."""
     budget = sm100_smem(config, column_vectors, tiles)
@@ -251,8 +262,8 @@ def sm100_problems(config: Sm100Config, column_vectors: int = 2, tiles: int = 0)
         (c.raster_group >= 1, f"raster_group={c.raster_group}: at least 1"),
         (1 <= c.splits <= MAX_SPLITS, f"splits={c.splits}: 1 to {MAX_SPLITS}"),
         (
-            c.splits == 1 or c.cluster_size == 1,
-            f"splits={c.splits} in a cluster of {c.cluster_size}: only single CTAs",
+            c.splits == 1 or c.cluster_size == c.cta_group,
+            f"splits={c.splits} in a cluster of {c.cluster_m} x {c.cluster_n}: only single CTAs and pairs",
         ),
         (c.scheduler in SCHEDULERS, f"scheduler={c.scheduler!r}: one of {SCHEDULERS}"),
     ]

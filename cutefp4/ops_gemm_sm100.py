@@ -17,7 +17,7 @@ import torch
 
 from cutefp4 import compile as kernel_cache
 from cutefp4 import tuned, workspace
-from cutefp4.config_sm100 import CTA_ROWS, EPILOGUE_WARPS, Sm100Config
+from cutefp4.config_sm100 import Sm100Config, split_workspace
 from cutefp4.epilogue import Epilogue
 from cutefp4.epilogue_arguments import alpha_kinds
 from cutefp4.errors import OperandError, UnsupportedError
@@ -38,12 +38,10 @@ _NAMES = {
 
 def _split_workspace(config: Sm100Config, r: GemmRequest, device: torch.device) -> list[torch.Tensor]:
     """Partial sums and counters of a configuration that splits K."""
-    rows, columns = (r.n, r.m) if config.swap_ab else (r.m, r.n)
-    tiles = -(-rows // CTA_ROWS) * -(-columns // config.tile_n) * r.batch
-    shape = (tiles * config.splits, EPILOGUE_WARPS, config.tile_n, 32)
-    count = torch.Size(shape).numel()
-    space = workspace.get(device, scratch_bytes=4 * count, semaphores=tiles * EPILOGUE_WARPS)
-    return [space.partials[:count].view(shape), space.semaphores[: tiles * EPILOGUE_WARPS].view(tiles, EPILOGUE_WARPS)]
+    partials, counters = (torch.Size(shape) for shape in split_workspace(config, r.m, r.n, r.batch))
+    space = workspace.get(device, scratch_bytes=4 * partials.numel(), semaphores=counters.numel())
+    sums, count = space.partials[: partials.numel()], space.semaphores[: counters.numel()]
+    return [sums.view(partials), count.view(counters)]
 
 
 _plans: dict[tuple, PlannedGemm] = {}

@@ -18,7 +18,7 @@ from cutefp4.acceptance.case import Case
 from cutefp4.acceptance.compare import Difference, assert_same_bits
 from cutefp4.acceptance.inputs import DTYPES, guarded, operand, outside_untouched
 from cutefp4.acceptance.machine import Machine
-from cutefp4.config_sm100 import CTA_ROWS, EPILOGUE_WARPS, TILE_K, Sm100Config, legal_configs
+from cutefp4.config_sm100 import CTA_ROWS, TILE_K, Sm100Config, legal_configs, split_workspace
 from cutefp4.epilogue import default_epilogue
 from cutefp4.errors import CompileError
 from cutefp4.format import gemm_constant
@@ -81,10 +81,11 @@ class ConfigurationCase(Case):
 
 def _workspace(config: Sm100Config, m: int, n: int, device: torch.device) -> dict[str, torch.Tensor]:
     """Poisoned partial sums and zero counters."""
-    rows, columns = (n, m) if config.swap_ab else (m, n)
-    tiles = -(-rows // CTA_ROWS) * -(-columns // config.tile_n)
-    partials = torch.full((tiles * config.splits, EPILOGUE_WARPS, config.tile_n, 32), torch.nan, device=device)
-    return {"partials": partials, "counters": torch.zeros(tiles, EPILOGUE_WARPS, dtype=torch.int32, device=device)}
+    partials, counters = split_workspace(config, m, n)
+    return {
+        "partials": torch.full(partials, torch.nan, device=device),
+        "counters": torch.zeros(counters, dtype=torch.int32, device=device),
+    }
 
 
 def legal_stores(config: Sm100Config) -> list[str]:

@@ -60,7 +60,7 @@ class TmemEpilogue(DeviceStruct):
             self.quant = QuantStore(self.tree.out, tensors["d"], tensors["d_scales"], sizes, plan)
         self.split = ()
         if plan.config.splits > 1:
-            self.split = SplitSum(tensors["partials"], tensors["counters"], plan.config.splits, warp, lane)
+            self.split = SplitSum(tensors["partials"], tensors["counters"], plan.config, place, warp, lane)
 
     @cute.jit
     def run(self, work, acc_ring, state, turn):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from cutefp4 import compile, emulator, reference
-from cutefp4.config_sm100 import Sm100Config
+from cutefp4.config_sm100 import Sm100Config, split_workspace
 from cutefp4.epilogue import default_epilogue
 from cutefp4.format import gemm_constant
 from cutefp4.gemm_plan_sm100 import Sm100GemmPlan
@@ -110,10 +110,8 @@ def guarded(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, t
 
 def workspace(config: Sm100Config, m: int, n: int, batch: int) -> dict[str, torch.Tensor]:
     """Poisoned partial sums and zero counters."""
-    rows, columns = (n, m) if config.swap_ab else (m, n)
-    tiles = -(-rows // 128) * -(-columns // config.tile_n) * batch
-    partials = torch.full((tiles * config.splits, 4, config.tile_n, 32), torch.nan)
-    return {"partials": partials, "counters": torch.zeros(tiles, 4, dtype=torch.int32)}
+    partials, counters = split_workspace(config, m, n, batch)
+    return {"partials": torch.full(partials, torch.nan), "counters": torch.zeros(counters, dtype=torch.int32)}
 
 
 def launch(plan: Sm100GemmPlan, a: Nvfp4Operand, b: Nvfp4Operand, values: dict, arch: str, sms: int, seed: int | None):

@@ -117,6 +117,7 @@ def test_epilogues(problem):
         Sm100Config(tile_m=256, tile_n=256, cluster_m=2, stages=2),
         Sm100Config(tile_n=64, cluster_m=2, cluster_n=2, stages=2),
         Sm100Config(tile_n=64, stages=2, splits=2),
+        Sm100Config(tile_m=256, tile_n=128, cluster_m=2, stages=2, splits=2),
     ],
     ids=lambda c: f"{c.tile_m}x{c.tile_n}c{c.cluster_m}{c.cluster_n}s{c.splits}",
 )
@@ -129,6 +130,7 @@ LAUNCH_CONTROL = [
     Sm100Config(tile_n=256, stages=2, scheduler="clc"),
     Sm100Config(tile_n=64, stages=2, splits=3, scheduler="clc"),
     Sm100Config(tile_n=64, swap_ab=True, stages=2, scheduler="clc"),
+    Sm100Config(tile_m=256, tile_n=64, cluster_m=2, swap_ab=True, splits=3, scheduler="clc"),
     Sm100Config(tile_m=256, tile_n=192, cluster_m=2, stages=2, scheduler="clc"),
     Sm100Config(tile_n=64, cluster_m=2, cluster_n=2, stages=2, scheduler="clc"),
     Sm100Config(tile_m=256, tile_n=64, cluster_m=4, cluster_n=2, stages=2, scheduler="clc"),
@@ -284,7 +286,7 @@ def test_illegal_plans_say_why():
         (Sm100Config(tile_m=256), "tma", "pairs need an even cluster_m"),
         (SWAPPED, "tma", "transposed"),
         (Sm100Config(tile_n=96), "tma", "tile_n=96"),
-        (Sm100Config(cluster_m=2, splits=2), "tma", "only single CTAs"),
+        (Sm100Config(cluster_m=2, splits=2), "tma", "only single CTAs and pairs"),
     ):
         with pytest.raises(CompileError, match=reason):
             Sm100GemmPlan("sm_100a", config, tree, "bfloat16", store)

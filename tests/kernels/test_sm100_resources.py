@@ -44,9 +44,12 @@ def test_large_configurations(config, scheduler, arch):
     assert_within_budget(report(arch, replace(config, scheduler=scheduler), PLAIN, "bfloat16"))
 
 
-@pytest.mark.parametrize("config", [SMALL[0], SMALL[1], SMALL[-1]], ids=lambda c: f"splits{c.splits}")
-def test_small_configurations(config):
-    assert_within_budget(report("sm_100a", config, PLAIN, "bfloat16"))
+@pytest.mark.parametrize("arch", ["sm_100a", "sm_103a"])
+@pytest.mark.parametrize(
+    "config", [SMALL[0], SMALL[1], SMALL[9], SMALL[-1]], ids=lambda c: f"{c.tile_m}x{c.tile_n}s{c.splits}"
+)
+def test_small_configurations(config, arch):
+    assert_within_budget(report(arch, config, PLAIN, "bfloat16"))
 
 
 @pytest.mark.parametrize("config", [CANDIDATES[0], SMALL[1]], ids=["256x256", "swapped split"])
