@@ -25,6 +25,7 @@ import hashlib
 import json
 import math
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -387,17 +388,26 @@ def environment() -> dict[str, str]:
     return found
 
 
+def slug(device: str) -> str:
+    """ "NVIDIA H200" -> "nvidia-h200"."""
+    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+
+
 class Table:
     """Rows of results, each with the environment and the clocks at the moment it was added."""
 
     def __init__(self) -> None:
         self.environment = environment()
         self.rows: list[dict[str, Any]] = []
-        self._clocks = clocks()
+        self._clocks = self._now = clocks()
+        self._asked = time.monotonic()
 
     def add(self, case: dict[str, Any], timing: Timing | None = None, **values: Any) -> dict[str, Any]:
         """Append a row: what was run, its timing, further values (bandwidth, baseline, error)."""
-        now = clocks()
+        # Rows of one measurement come together, and asking takes a good part of a second.
+        if time.monotonic() - self._asked > 1.0:
+            self._now, self._asked = clocks(), time.monotonic()
+        now = self._now
         row = {**case, **({} if timing is None else _timing_columns(timing)), **values}
         row.update({f"{name}_before": self._clocks.get(name, "") for name in now})
         row.update({f"{name}_after": value for name, value in now.items()})

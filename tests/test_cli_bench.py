@@ -15,11 +15,12 @@ from typer.testing import CliRunner
 from cutefp4 import cli, emulator
 from cutefp4.cli import bench
 from cutefp4.cli.bench import gemm, linear_step, predict, report
-from cutefp4.cli.bench.session import PREDICTED, Session, newest, slug
+from cutefp4.cli.bench.session import PREDICTED, Session, newest
 from cutefp4.cli.sweep.case import Case, make_operands
 from cutefp4.errors import CuteFP4Error, UnsupportedError
 from cutefp4.recipe import named_recipe
-from cutefp4.timing import Timing
+from cutefp4.timing import Timing, slug
+from perf.cuda_on_cpu import cuda_on_cpu
 from tests.cases import matrix
 
 ROOT = Path(__file__).parent.parent
@@ -34,8 +35,8 @@ def us(variant: str, median: float) -> Timing:
     return Timing(variant, median * 1e-6, median * 1e-6, median * 1e-6, 3, 1)
 
 
-def gemm_session() -> Session:
-    session = Session("gemm", say=lambda _: None)
+def gemm_session(out: Path) -> Session:
+    session = Session("gemm", say=lambda _: None, out=out)
     for name, times in {
         "w4a4 4096x4096x4096 alpha": {"cutefp4": 200.0, "cublas": 180.0, "two-step": 230.0},
         "w4a16 1x8192x8192 alpha": {"cutefp4": 20.0, "cublas": 44.0, "quack": 25.0},
@@ -87,7 +88,7 @@ def test_plots_are_small_and_there():
 
 def test_tables_from_a_fixture(tmp_path):
     out = tmp_path / "perf" / "results"
-    gemm_session().save(out)
+    gemm_session(out).save()
     (tmp_path / "README.md").write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
     for path in report.write(out, tmp_path):
         assert path.exists()
@@ -106,8 +107,8 @@ def test_tables_from_a_fixture(tmp_path):
 
 
 def test_the_newest_day_counts(tmp_path):
-    session = gemm_session()
-    path = session.save(tmp_path)
+    session = gemm_session(tmp_path)
+    path = session.save()
     assert path.parent.name == slug(session.table.environment["device"])
     for day, us_ in (("2001-01-01", 1.0), ("2999-01-01", 3.0)):
         data = json.loads(path.read_text())
@@ -115,6 +116,15 @@ def test_the_newest_day_counts(tmp_path):
         path.with_name(f"{day}-gemm.json").write_text(json.dumps(data))
     (found,) = newest(tmp_path).values()
     assert found["gemm"]["rows"][0]["median_us"] == 3.0
+
+
+def test_sweep_table():
+    row = {"m": 8, "n": 16, "k": 32, "kind": "w4a4", "layout": "TN", "recipe": "te", "epilogue": "none"}
+    row |= {"percent_of_cublas": 95.2, "percent_of_roofline": 70.0}
+    rows = [row | {"name": "fast", "us": 9.0, "heuristic": False}, row | {"name": "own", "us": 10.0, "heuristic": True}]
+    rows.append(row | {"name": "wrong", "us": None, "heuristic": False})
+    text = report.sweep_table({"cases": [{"winner": "fast", "rows": rows}, {"winner": None, "rows": []}]})
+    assert "| 8, 16, 32 | w4a4 TN te none | 3 | 10.0 | 9.00 | 95 % | 70 % | fast |" in text
 
 
 def test_other_tables():
@@ -186,6 +196,7 @@ def test_a_benchmark_that_breaks_does_not_cost_the_others(tmp_path, monkeypatch)
     for name in bench.BENCHES:
         monkeypatch.setitem(bench.BENCHES, name, broken if name == "gemm" else fake)
     monkeypatch.setattr(bench, "NEEDS_NO_GPU", tuple(bench.BENCHES))
+    monkeypatch.setattr(bench, "PLANS", {})
     out = tmp_path / "perf" / "results"
     result = invoke("all", "--out", str(out), "--no-tables")
     assert result.exit_code == 1 and "no such kernel" in result.output
@@ -204,7 +215,7 @@ def test_mistakes_are_explained(monkeypatch):
 
 
 def test_cases_are_products_that_exist():
-    assert len(gemm.CASES) > 25 and set(gemm.QUICK) <= set(gemm.CASES) and set(report.README_GEMM) <= set(gemm.CASES)
+    assert len(gemm.CASES) > 25 and set(gemm.QUICK) <= set(gemm.CASES) and set(gemm.README) <= set(gemm.CASES)
     assert {case.kind for case in gemm.CASES.values()} == {"w4a4", "w4a16"}
 
 
@@ -215,6 +226,26 @@ def test_two_step_computes_the_product():
     a, b = (t.float() for t in operands.decoded())
     outer = operands.a.row_amax()[:, None] * operands.b.row_amax() / (6 * 448) ** 2
     assert torch.allclose(d.float(), a @ b.T * outer, rtol=0.05, atol=float(outer.max()))
+
+
+def test_gemm_benchmark_runs_on_an_emulated_device(monkeypatch, tmp_path):
+    """Checks, peers, rows and the file; the times mean nothing."""
+    name = "w4a16 1x8192x8192 alpha"
+    monkeypatch.setattr(gemm, "CASES", {name: Case("TN", 64, 128, 128, "w4a16")})
+    monkeypatch.setattr(gemm, "README", ())
+    monkeypatch.setattr(torch, "Generator", lambda device=None, make=torch.Generator: make())
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda _: None, raising=False)
+    session = Session("gemm", quick=False, say=lambda _: None, out=tmp_path)
+    monkeypatch.setattr(gemm, "measure", lambda variants, rounds, clock: {
+        v.name: (v.run(0), us(v.name, 5.0 + i))[1] for i, v in enumerate(variants)
+    })  # fmt: skip
+    with emulator.device("sm_90a", sms=2), cuda_on_cpu("sm_90a", 2):
+        assert len(gemm.plans(False)) == 1
+        gemm.bench(session)
+    rows = {row["variant"]: row for row in session.table.rows}
+    assert {"cutefp4", "cublas", "two-step"} <= set(rows) and "bit-equal" in rows["cutefp4"]["check"]
+    assert rows["cutefp4"]["over_cublas"] == 1.2 and rows["cutefp4"]["config"]
+    assert json.loads(session.save().read_text())["rows"]
 
 
 def test_linear_step_gives_the_three_products():

@@ -15,6 +15,8 @@ from cutefp4.cli import output
 from cutefp4.cli.bench import compile, gemm, launch, linear_step, predict, quantize, report
 from cutefp4.cli.bench.session import PREDICTED, WHATS, Session
 from cutefp4.errors import OperandError, UnsupportedError
+from cutefp4.plan import Plan
+from cutefp4.warmup import warmup
 
 OUT = Path("perf/results")
 BENCHES: dict[str, Callable[[Session], None]] = {
@@ -23,14 +25,24 @@ BENCHES: dict[str, Callable[[Session], None]] = {
     "linear-step": linear_step.bench,
     "launch": launch.bench,
     "compile": compile.bench,
+    "torch-compile": quantize.bench_compiled,
 }
 assert tuple(BENCHES) == WHATS
+PLANS: dict[str, Callable[[bool], list[Plan]]] = {
+    "gemm": gemm.plans,
+    "quantize": quantize.plans,
+    "linear-step": linear_step.plans,
+}
+"""What is compiled before anything is timed, in parallel."""
+SHARES = {"gemm": 0.55, "quantize": 0.7, "linear-step": 0.85, "launch": 0.88, "compile": 0.95, "torch-compile": 1.0}
+"""Of `--budget`: when each benchmark of `all` must be done."""
 NEEDS_NO_GPU = ("compile",)
 
 HELP = """Measure on this machine's GPU, and make the tables and plots of the documentation from the measurements.
 
 - `cutefp4 bench gemm` : products against cuBLAS, quack's W4A16 and decode + cuBLAS, on the same values
-- `cutefp4 bench quantize` : every mode against a device copy of its bytes, and torch.compile of the oracle
+- `cutefp4 bench quantize` : every mode against a device copy of its bytes
+- `cutefp4 bench torch-compile` : two modes against torch.compile of the oracle
 - `cutefp4 bench linear-step` : quantise X, W, dY and the three products, against bf16
 - `cutefp4 bench launch`, `cutefp4 bench compile` : what a call costs, and what a kernel costs before it (no GPU needed)
 - `cutefp4 bench all --budget 450` : all of them, in about that many seconds; what does not fit is named
@@ -61,12 +73,14 @@ def bench(
     _require_gpu(names)
     if what in ("predict", "report", "all"):
         _write_predictions(out, only_if_missing=what != "predict")
-    deadline = time.monotonic() + budget if budget else float("inf")
+    begin = time.monotonic()
     documents, wrong, interrupted = [], [], False
+    if names:
+        _compile_ahead(names, quick)
     for name in names:
-        session = Session(name, quick, deadline, output.note)
-        output.note(f"== {name}")
-        begin = time.monotonic()
+        deadline = begin + budget * (SHARES[name] if what == "all" else 1) if budget else float("inf")
+        session = Session(name, quick, deadline, output.note, out=out)
+        output.note(f"== {name}, after {time.monotonic() - begin:.0f} s")
         try:
             BENCHES[name](session)
         except KeyboardInterrupt:
@@ -75,9 +89,9 @@ def bench(
             wrong.append(f"{name}: {type(error).__name__}: {error}")
             output.note(f"cutefp4: {wrong[-1]}")
             session.skipped.append(f"the rest ({type(error).__name__})")
-        path = session.save(out)
-        output.note(f"== {name}: {len(session.table.rows)} rows in {time.monotonic() - begin:.0f} s, {path}")
-        documents.append(json.loads(path.read_text()))
+        path = session.save()
+        output.note(f"== {name}: {len(session.table.rows)} rows, {path}")
+        documents += [] if path is None else [json.loads(path.read_text())]
         wrong += [row["check"] for row in session.table.rows if "WRONG" in str(row.get("check", ""))]
         if interrupted:
             break
@@ -91,6 +105,14 @@ def bench(
         raise typer.Exit(output.INTERRUPTED)
     if wrong:
         raise typer.Exit(output.FAILED)
+
+
+def _compile_ahead(names: list[str], quick: bool) -> None:
+    """Everything that will be launched, in parallel; a kernel that does not compile stops its case, not the others."""
+    plans = [plan for name in names if name in PLANS for plan in PLANS[name](quick)]
+    if plans:
+        result = warmup(plans, progress=True, strict=False)
+        output.note(f"{result.compiled} kernels compiled in {result.seconds:.0f} s, {result.workers} processes")
 
 
 def _require_gpu(names: list[str]) -> None:

@@ -23,6 +23,7 @@ from cutefp4.cli.sweep.check import Checker
 from cutefp4.cli.sweep.run import cublas, figures, operation_plans
 from cutefp4.cli.sweep.space import describe, target_for
 from cutefp4.operand import Nvfp4Operand
+from cutefp4.plan import Plan
 from cutefp4.timing import EventClock, Variant, measure
 
 EPILOGUES = {
@@ -53,6 +54,13 @@ CASES = dict(
     + [case("w4a4", 16384, 7168, 2048, e) for e in ("plain", "full")]
     + [case("w4a4", 7168, 2048, tokens, "wgrad") for tokens in (512, 2048)]
 )
+README = (
+    "w4a4 1x7168x16384 alpha", "w4a4 16x7168x16384 alpha", "w4a4 64x7168x16384 alpha", "w4a4 128x4096x4096 alpha",
+    "w4a4 4096x4096x4096 alpha", "w4a4 8192x8192x8192 alpha", "w4a4 16384x7168x2048 alpha",
+    "w4a4 7168x2048x512 wgrad", "w4a16 1x8192x8192 alpha", "w4a16 16x8192x8192 alpha", "w4a16 64x8192x8192 alpha",
+    "w4a16 1024x8192x8192 alpha", "w4a16 8192x8192x8192 alpha",
+)  # fmt: skip
+"""Products that README shows; measured first."""
 QUICK = ("w4a4 1x7168x16384 alpha", "w4a4 4096x4096x4096 alpha", "w4a16 16x8192x8192 alpha",
          "w4a4 7168x2048x512 wgrad")  # fmt: skip
 
@@ -125,16 +133,24 @@ def run_case(session: Session, name: str, product: Case, arch: str) -> None:
     session.say(f"{name}: {ours.us:.1f} us, cuBLAS {theirs.us:.1f} us, {theirs.us / ours.us:.2f}x; {verdict}")
 
 
+def _cases(quick: bool, arch: str) -> dict[str, Case]:
+    """The most important first."""
+    names = QUICK if quick else dict.fromkeys((*README, *CASES))
+    return {name: CASES[name] for name in names if arch == "sm_90a" or CASES[name].kind == "w4a4"}
+
+
+def plans(quick: bool) -> list[Plan]:
+    """What `bench` launches, to be compiled ahead."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    arch, sms = launch.arch_of(device), launch.sm_count(device)
+    targets = ((product, target_for(arch, product, sms)) for product in _cases(quick, arch).values())
+    return [plan for product, target in targets for plan in operation_plans(product, target)]
+
+
 def bench(session: Session) -> None:
     """All cases."""
     arch = launch.arch_of(torch.device("cuda", torch.cuda.current_device()))
-    sms = launch.sm_count(torch.device("cuda", torch.cuda.current_device()))
-    cases = {name: CASES[name] for name in QUICK} if session.quick else CASES
-    cases = {name: product for name, product in cases.items() if arch == "sm_90a" or product.kind == "w4a4"}
     session.table.environment["roof"] = ROOFS[arch].name
-    session.warm(
-        [plan for product in cases.values() for plan in operation_plans(product, target_for(arch, product, sms))]
-    )
-    for name, product in cases.items():
+    for name, product in _cases(session.quick, arch).items():
         if session.may_start(name):
             run_case(session, name, product, arch)

@@ -1,4 +1,4 @@
-"""Speed of the quantisation kernels beside a device copy of the same bytes, and torch.compile of the oracle.
+"""Speed of the quantisation kernels beside a device copy of the same bytes; and against torch.compile of the oracle.
 
 Every case runs interleaved with a device copy of the same number of bytes (half read, half written), in CUDA graphs,
 on input sets that together exceed the L2 cache. Columns: time, GB/s of the case's own bytes (input read once, codes
@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import torch
 
 from cutefp4 import ops_quantize
-from cutefp4.cli.bench.session import Session
+from cutefp4.cli.bench.session import Session, plans_of
 from cutefp4.format import BLOCK, encode_e2m1, pack_codes
+from cutefp4.plan import Plan
 from cutefp4.recipe import QuantRecipe
 from cutefp4.reference.block_scale import block_amax, block_scales
 from cutefp4.reference.quantize import outer_amax
@@ -133,13 +134,11 @@ def bench_baseline(table: Table, m: int, n: int) -> None:
         table.add({"shape": f"{m}x{n}"}, fast, times_faster=round(slow.median / fast.median, 2), faster_target=4)
 
 
-def bench_shape(table: Table, m: int, n: int, only: str, session: Session | None = None) -> None:
+def bench_shape(table: Table, m: int, n: int, only: str) -> None:
     """All cases on one shape."""
     x0 = fill((m, n), "normal", dtype=torch.bfloat16, device="cuda")
     amax, rows, columns = x0.float().abs().amax(), x0.float().abs().amax(1), x0.float().abs().amax(0)
     wanted = [c for c in cases(amax, columns, rows, m) if only in c.name]
-    if session is not None:
-        session.compile_ahead(lambda: [c.run(x0) for c in wanted])
     sets = rotation_sets(2 * m * n)
     inputs = [x0] + [x0.roll(i + 1, 0) for i in range(sets - 1)]
     variants = [Variant(c.name, lambda i, c=c: c.run(inputs[i])) for c in wanted]
@@ -223,22 +222,45 @@ def bench_rmsnorm(table: Table, m: int, n: int) -> None:
         table.add({"shape": f"{m}x{n}"}, t, **speed)
 
 
+SHAPE = (16384, 6144)
+COMPILED_SECONDS = 40.0
+"""What torch.compile of the oracle takes, about."""
 SMALL = ((1, 7168), (16, 7168), (64, 7168), (304, 2112), (8192, 4096))
+
+
+def plans(quick: bool) -> list[Plan]:
+    """What `bench` launches, to be compiled ahead."""
+
+    def call() -> None:
+        for m, n in (SHAPE, *SMALL[: 1 if quick else None]):
+            x = torch.zeros(m, n, dtype=torch.bfloat16, device="cuda")
+            rows, columns = (torch.ones(size, device="cuda") for size in (m, n))
+            for case in cases(rows[0], columns, rows, m):
+                if (m, n) == SHAPE or "rowwise" in case.name:
+                    case.run(x)
+        m, n = SHAPE
+        pair = torch.zeros(m, 2 * n, dtype=torch.bfloat16, device="cuda")
+        for interleave in ((), (8,), (32,)):
+            ops_quantize.swiglu_quantize(pair, TOKEN, *interleave)
+        x = torch.zeros(m, n, dtype=torch.bfloat16, device="cuda")
+        for residual in (None, x):
+            ops_quantize.rmsnorm_quantize(x, x[0], TOKEN, residual=residual)
+        ops_quantize.dequantize(ops_quantize.quantize(x, TOKEN)[0], torch.bfloat16)
+
+    return plans_of(call)
 
 
 def bench(session: Session) -> None:
     """All cases that the time budget allows."""
-    m, n = 16384, 6144
+    m, n = SHAPE
     steps = {
-        "16384x6144": lambda: bench_shape(session.table, m, n, "", session),
+        "16384x6144": lambda: bench_shape(session.table, m, n, ""),
         "swiglu": lambda: bench_swiglu(session.table, m, n),
         "rmsnorm": lambda: bench_rmsnorm(session.table, m, n),
         "dequantise": lambda: bench_dequantize(session.table, m, n),
     }
     for rows, columns in SMALL[: 1 if session.quick else None]:
-        steps[f"{rows}x{columns}"] = lambda r=rows, c=columns: bench_shape(session.table, r, c, "rowwise", session)
-    if not session.quick:
-        steps["torch.compile of the oracle"] = lambda: bench_baseline(session.table, m, n)
+        steps[f"{rows}x{columns}"] = lambda r=rows, c=columns: bench_shape(session.table, r, c, "rowwise")
     for name, step in steps.items():
         if not session.may_start(name):
             continue
@@ -247,3 +269,11 @@ def bench(session: Session) -> None:
         for row in session.table.rows[before:]:
             share = f", {row['percent_of_copy']} % of a copy" if "percent_of_copy" in row else ""
             session.say(f"quantize {row['shape']} {row['variant']}: {row['median_us']:.1f} us{share}")
+
+
+def bench_compiled(session: Session) -> None:
+    """The oracle under torch.compile beside the kernels."""
+    if session.may_start("torch.compile of the oracle", COMPILED_SECONDS):
+        bench_baseline(session.table, *SHAPE)
+        for row in session.table.rows:
+            session.say(f"torch-compile {row['variant']}: {row['median_us']:.1f} us")

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cutefp4.cli.bench.gemm import CASES
+from cutefp4.cli.bench.gemm import CASES, README
 from cutefp4.cli.bench.session import PREDICTED, newest
 from cutefp4.cli.roofline import ROOFS, Point, plot
 from cutefp4.errors import UnsupportedError
@@ -39,7 +39,8 @@ def _us(value: float | None) -> str:
 def by_case(rows: Iterable[dict]) -> dict[str, dict[str, dict]]:
     """Timed rows by case and variant."""
     found: dict[str, dict[str, dict]] = {}
-    for row in rows:
+    order = {name: position for position, name in enumerate(CASES)}
+    for row in sorted(rows, key=lambda row: order.get(row.get("case"), len(order))):
         if row.get("median_us") is not None and "case" in row:
             found.setdefault(row["case"], {})[row["variant"]] = row
     return found
@@ -159,12 +160,39 @@ def prediction_table(data: dict) -> str:
     return table(heads, rows)
 
 
+def sweep_table(data: dict) -> str:
+    """The heuristic's choice and the best configuration of each swept product."""
+    rows = []
+    for case in data["cases"]:
+        timed = [row for row in case["rows"] if row["us"] is not None]
+        choice = next((row for row in timed if row["heuristic"]), None)
+        best = next((row for row in timed if row["name"] == case["winner"]), None)
+        if best is None:
+            continue
+        rows.append(
+            [
+                _sizes(best),
+                f"{best['kind']} {best['layout']} {best['recipe']} {best['epilogue']}",
+                len(case["rows"]),
+                _us(choice["us"] if choice else None),
+                _us(best["us"]),
+                f"{best['percent_of_cublas']:.0f} %",
+                f"{best['percent_of_roofline']:.0f} %",
+                "the heuristic's" if best["heuristic"] else best["name"],
+            ]  # fmt: skip
+        )
+    heads = ("M, N, K", "product", "tried", "heuristic us", "best us", "of cuBLAS speed", "of roofline", "best")
+    return table(heads, rows)
+
+
 SECTIONS = {
     "gemm": ("GEMM", gemm_tables),
+    "sweep": ("Sweep of configurations", sweep_table),
     "linear-step": ("A training step of a linear layer", linear_step_table),
     "quantize": ("Quantisation", quantize_table),
     "launch": ("Launches", launch_table),
     "compile": ("Compiling", compile_table),
+    "torch-compile": ("Against torch.compile of the oracle", quantize_table),
 }
 
 
@@ -174,7 +202,8 @@ def _source(what: str, device: str, data: dict) -> str:
     facts += [f"{name} {environment[name]}" for name in ("driver", "torch", "dsl") if environment.get(name)]
     facts += [f"sources {environment['sources']}"] if environment.get("sources") else []
     skipped = f" Left out for lack of time: {', '.join(data['skipped'])}." if data.get("skipped") else ""
-    return f"`cutefp4 bench {what}`: {', '.join(facts)}.{skipped}"
+    command = what if what == "sweep" else f"bench {what}"
+    return f"`cutefp4 {command}`: {', '.join(facts)}.{skipped}"
 
 
 def perf_readme(results: Results) -> str:
@@ -207,19 +236,11 @@ _PREDICTED_TEXT = (
     "`python -m perf.schedule_model --validate`."
 )
 
-README_GEMM = (
-    "w4a4 1x7168x16384 alpha", "w4a4 16x7168x16384 alpha", "w4a4 64x7168x16384 alpha", "w4a4 128x4096x4096 alpha",
-    "w4a4 4096x4096x4096 alpha", "w4a4 8192x8192x8192 alpha", "w4a4 16384x7168x2048 alpha",
-    "w4a4 7168x2048x512 wgrad", "w4a16 1x8192x8192 alpha", "w4a16 16x8192x8192 alpha", "w4a16 64x8192x8192 alpha",
-    "w4a16 1024x8192x8192 alpha", "w4a16 8192x8192x8192 alpha",
-)  # fmt: skip
-"""Products that README shows, if they were measured."""
 README_QUANTIZE = (
     "rowwise tensor, amax known", "rowwise token, one read", "both tensor, amax known", "both token with amaxes",
     "both RHT + SR, amax known", "4over6 fast rowwise", "4over6 strict rowwise", "swiglu halves",
-    "rmsnorm + residual", "dequantise", "kernel, tensor", "kernel, token",
+    "rmsnorm + residual", "dequantise",
 )  # fmt: skip
-assert all(name in CASES for name in README_GEMM)
 
 
 def _chosen(data: dict, field: str, names: Sequence[str]) -> dict:
@@ -232,7 +253,7 @@ def readme_block(results: Results, device: str = "nvidia-h200") -> str:
     found = results.get(device, {})
     parts = []
     if "gemm" in found:
-        parts += [_source("gemm", device, found["gemm"]), gemm_tables(_chosen(found["gemm"], "case", README_GEMM))]
+        parts += [_source("gemm", device, found["gemm"]), gemm_tables(_chosen(found["gemm"], "case", README))]
         parts.append(f"![Roofline: speed against arithmetic intensity](perf/results/{device}/{PLOT})")
     if "linear-step" in found:
         parts += [
@@ -242,7 +263,10 @@ def readme_block(results: Results, device: str = "nvidia-h200") -> str:
         ]
     if "quantize" in found:
         parts += ["Quantising bf16 (`cutefp4 bench quantize`):"]
-        parts += [quantize_table(_chosen(found["quantize"], "variant", README_QUANTIZE))]
+        modes = _chosen(found["quantize"], "variant", README_QUANTIZE)
+        if "torch-compile" in found:
+            modes["rows"] += [row for row in found["torch-compile"]["rows"] if row.get("times_faster")]
+        parts += [quantize_table(modes)]
     if "launch" in found and "compile" in found:
         parts.append(_costs(found["launch"], found["compile"]))
     if PREDICTED in results:

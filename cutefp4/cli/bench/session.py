@@ -10,17 +10,16 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cutefp4 import compile as kernel_cache
 from cutefp4.errors import UnsupportedError
 from cutefp4.plan import Plan
-from cutefp4.timing import Table
-from cutefp4.warmup import warmup
+from cutefp4.timing import Table, slug
 
-WHATS = ("gemm", "quantize", "linear-step", "launch", "compile")
+WHATS = ("gemm", "quantize", "linear-step", "launch", "compile", "torch-compile")
 PREDICTED = "b200-predicted"
 """In place of a device: what no GPU has run."""
 
@@ -36,6 +35,7 @@ class Session:
         say: prints a line of progress.
         table: collects the rows.
         skipped: cases that the deadline left out.
+        out: results folder; the file is rewritten before every case, so that a run that is killed leaves what it had.
     """
 
     what: str
@@ -44,30 +44,26 @@ class Session:
     say: Callable[[str], None] = print
     table: Table = field(default_factory=Table)
     skipped: list[str] = field(default_factory=list)
+    out: Path | None = None
 
     def rounds(self, usual: int) -> int:
         return max(3, usual // 3) if self.quick else usual
 
-    def may_start(self, case: str) -> bool:
-        """Whether there is time for a case; notes it as skipped if not."""
-        if time.monotonic() < self.deadline:
+    def may_start(self, case: str, seconds: float = 0.0) -> bool:
+        """Whether there is time for a case that takes about `seconds`; notes it as skipped if not."""
+        if self.out is not None and self.table.rows:
+            self.save()
+        if time.monotonic() + seconds < self.deadline:
             return True
         self.skipped.append(case)
         self.say(f"{case}: left out, the time budget is spent")
         return False
 
-    def compile_ahead(self, call: Callable[[], object]) -> None:
-        """Compile in parallel what a function will launch; it is called once without launching anything."""
-        with kernel_cache.record() as plans:
-            call()
-        self.warm(list(plans))
-
-    def warm(self, plans: Sequence[Plan]) -> None:
-        """Compile plans in parallel; one that does not compile stops its case, not the others."""
-        warmup(plans, progress=True, strict=False)
-
-    def save(self, out: Path) -> Path:
-        """Write the file."""
+    def save(self) -> Path | None:
+        """Write the file; without a row there is none, and what an earlier run left stays."""
+        if not self.table.rows:
+            return None
+        out = self.out
         environment = self.table.environment
         path = out / slug(environment["device"]) / f"{environment['time'][:10]}-{self.what}.json"
         data = {"what": self.what, "environment": environment, "rows": self.table.rows, "skipped": self.skipped}
@@ -81,9 +77,11 @@ class Session:
         return path
 
 
-def slug(device: str) -> str:
-    """ "NVIDIA H200" -> "nvidia-h200"."""
-    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+def plans_of(call: Callable[[], object]) -> list[Plan]:
+    """The plans that a call would launch; it runs without launching anything."""
+    with kernel_cache.record() as plans:
+        call()
+    return list(plans)
 
 
 def newest(out: Path) -> dict[str, dict[str, dict]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +21,7 @@ from cutefp4.cli.sweep.store import Store
 from cutefp4.errors import OperandError
 from cutefp4.plan import ARCHS
 from cutefp4.recipe import NAMED
-from cutefp4.timing import environment
+from cutefp4.timing import environment, slug
 
 RESULTS = Path("cutefp4-sweep.jsonl")
 CHECKS = ("auto", "none", "emulator")
@@ -74,6 +76,11 @@ def sweep(
         bool, typer.Option("--explain", help="Say what is legal and why the rest is not; stop.")
     ] = False,
     check: Annotated[str, typer.Option(help="Of predictions: none, or emulator (small shapes).")] = "auto",
+    budget: Annotated[float, typer.Option(help="Seconds after which no further case is timed; 0: no limit.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Also keep the JSON as DEVICE/DATE-sweep.json there, for `cutefp4 bench report`."),
+    ] = None,
     results: Annotated[Path, typer.Option(help="Where measured rows are kept, line by line.")] = RESULTS,
     resume: Annotated[bool, typer.Option("--resume", help="Do not repeat what --results holds.")] = False,
     save: Annotated[Path | None, typer.Option(help="Write the winners as a tuned table.")] = None,
@@ -108,8 +115,15 @@ def sweep(
             check_emulated_size(case)
     chosen = [(space, space.ranked(limit)) for space in spaces]
     store = Store(results, resume) if timed else None
-    found = _measure(chosen, store, rounds, workers) if timed else _predict(chosen, check == "emulator", workers)
+    deadline = time.monotonic() + budget if budget else float("inf")
+    found = (
+        _measure(chosen, store, rounds, workers, deadline) if timed else _predict(chosen, check == "emulator", workers)
+    )
     _report(found, as_json, csv, plot, html)
+    if out is not None:
+        now = environment()
+        document = json.dumps(report.as_json(found, now), indent=1) + "\n"
+        output.write_text(out / slug(now["device"]) / f"{now['time'][:10]}-sweep.json", document)
     wrong = [f"{row['case']}: {row['check']}: {row['name']}" for r in found for row in r.rows if row["us"] is None]
     wrong += [
         f"{row['case']}: {row['check']}: {row['name']}" for r in found for row in r.rows if "WRONG" in row["check"]
@@ -164,10 +178,13 @@ def _explain(spaces: list[Space], as_json: bool) -> None:
         report.print_space(space, output.console())
 
 
-def _measure(chosen, store: Store, rounds: int, workers: int) -> list[run.Result]:
+def _measure(chosen, store: Store, rounds: int, workers: int, deadline: float) -> list[run.Result]:
     failed = run.compile_ahead(chosen, progress=True, workers=workers or None)
     found = []
     for space, configs in chosen:
+        if found and time.monotonic() > deadline:
+            output.note(f"{space.case.name}: left out, the time budget is spent")
+            continue
         ready = [config for config in configs if space.target.plan(config, space.case) not in failed]
         found.append(run.CaseSweep(space, store, rounds=rounds, say=output.note).run(ready))
         for config in configs:

@@ -189,13 +189,16 @@ class Operands:
 
 def _exact_operand(rows: int, k: int, recipe: QuantRecipe, device, seed: int) -> Nvfp4Operand:
     """Random codes with block scales 1 and 2 (1 alone for long K): sums of K products stay below 2^24 units."""
-    g = torch.Generator().manual_seed(seed)
-    codes = torch.randint(0, 256, (rows, k // 2), generator=g, dtype=torch.uint8).to(device)
-    one, two = 0x38, 0x40
-    scales = torch.randint(0, 2 if k <= 28_000 else 1, (rows, k // BLOCK), generator=g, dtype=torch.uint8)
-    scales = to_tiled((one + scales * (two - one)).to(device)).view(torch.float8_e4m3fn)
+    g = torch.Generator(device).manual_seed(seed)
+
+    def random(most: int, *shape: int) -> torch.Tensor:
+        return torch.randint(0, most, shape, generator=g, dtype=torch.uint8, device=device)
+
+    codes, one, two = random(256, rows, k // 2), 0x38, 0x40
+    scales = one + random(2 if k <= 28_000 else 1, rows, k // BLOCK) * (two - one)
+    scales = to_tiled(scales).view(torch.float8_e4m3fn)
     token = recipe.scaling == "token"
-    amax = (torch.rand((rows,) if token else (), generator=g) * 900 + 100).to(device)
+    amax = torch.rand((rows,) if token else (), generator=g, device=device) * 900 + 100
     return Nvfp4Operand(codes, scales, amax, recipe.scaling, recipe.e4m3_max, "tiled", rows, k)
 
 
