@@ -310,18 +310,28 @@ def legal_configs(
 
 
 def budget_table(config: Sm100Config, column_vectors: int = 2, tiles: int = 0) -> str:
-    """What a configuration uses, as text."""
+    """What a configuration uses, as text: columns of tensor memory, bytes of shared memory, warps and registers."""
     smem, tmem, stage = sm100_smem(config, column_vectors, tiles), tmem_layout(config), stage_bytes(config)
-    accs = f"acc 0: 0..{config.tile_n - 1}, acc 1: {tmem.acc_step}..{tmem.acc_step + config.tile_n - 1}"
+    warps = sum(role.warps for role in config.roles)
+    columns = [
+        ("acc 0", 0, config.tile_n),
+        ("acc 1" + " (overlapped: its first panel is the last of acc 0)" * tmem.overlapped, tmem.acc_step, tmem.acc_step + config.tile_n),
+        ("SFA", tmem.sfa, tmem.sfb),
+        ("SFB", tmem.sfb, tmem.used),
+    ]
     rows = [
         ("tile", f"{config.tile_m} x {config.tile_n} x {TILE_K}, {config.cta_group} CTA(s) per MMA"),
         ("cluster", f"{config.cluster_m} x {config.cluster_n} CTAs"),
         ("scheduler", {"static": "static, persistent grid", "clc": "cluster launch control"}[config.scheduler]),
-        ("tensor memory", f"{tmem.used} of {TMEM_COLUMNS} columns; {accs}{' (overlapped)' if tmem.overlapped else ''}"),
-        ("", f"SFA from {tmem.sfa}, SFB from {tmem.sfb}"),
+        ("tensor memory", f"{tmem.used} of {TMEM_COLUMNS} columns"),
+        *(("", f"{first:>6} ..{end - 1:>4}  {name}") for name, first, end in columns),
         ("shared memory", f"{smem.total} of {SM100_SMEM_BYTES} bytes"),
-        ("", f"{config.stages} stages of {stage.total}: A {stage.a}, B {stage.b}, SFA {stage.sfa}, SFB {stage.sfb}"),
-        ("", f"store {smem.store}, C {smem.tiles}, vectors {smem.vectors}, small {smem.small}"),
-        *((role.name, f"{role.warps} warp(s), <= {role.registers} registers per thread") for role in config.roles),
+        ("", f"{smem.stages:>6}  {config.stages} stages of A {stage.a}, B {stage.b}, SFA {stage.sfa}, SFB {stage.sfb}"),
+        ("", f"{smem.store:>6}  D on its way out"),
+        *([("", f"{smem.tiles:>6}  C on its way in")] if tiles else []),
+        ("", f"{smem.vectors:>6}  vectors along N"),
+        ("", f"{smem.small:>6}  barriers, alignment"),
+        ("warps", f"{warps}, {32 * warps} threads, {SM100_REGISTERS} registers"),
+        *(("", f"{role.warps:>6}  {role.name}, <= {role.registers} registers per thread") for role in config.roles),
     ]
     return "\n".join(f"{name:<14} {text}" for name, text in rows)

@@ -49,7 +49,7 @@ def staged_tiles(config: Sm100Config, shape: GemmShape) -> int:
 
 
 def choose(shape: GemmShape, sms: int, batch_invariant: bool = False, swap: bool = True) -> Sm100Config:
-    """The candidate with the smallest predicted time; the first of equal ones.
+    """The candidate with the smallest predicted time; of equal ones the one with the fewest rounds and shares of K.
 
     The scheduler follows from the rounds of tiles. With one round there is nothing to hand out. With more, both take
     the same predicted time on an idle GPU, but a static grid gives every cluster its share in advance: all would wait
@@ -66,5 +66,7 @@ def choose(shape: GemmShape, sms: int, batch_invariant: bool = False, swap: bool
     needs = {c: (shape.column_vectors, staged_tiles(c, shape)) for c in (*CANDIDATES, *small) if c.cluster_size <= sms}
     fitting = [(with_most_stages(c, *need), need) for c, need in needs.items()]
     legal = [c for c, need in fitting if not sm100_problems(c, *need)]
-    best = min(legal, key=lambda c: estimate(c, seen, machine).us)
-    return replace(best, scheduler="clc" if estimate(best, seen, machine).waves > 1 else "static")
+    predicted = {c: estimate(c, seen, machine) for c in legal}
+    # Many shares of K are equally fast where memory is the limit: the fewest partial sums then.
+    best = min(legal, key=lambda c: (predicted[c].us, predicted[c].waves, c.splits))
+    return replace(best, scheduler="clc" if predicted[best].waves > 1 else "static")
