@@ -315,7 +315,11 @@ def budget_table(config: Sm100Config, column_vectors: int = 2, tiles: int = 0) -
     warps = sum(role.warps for role in config.roles)
     columns = [
         ("acc 0", 0, config.tile_n),
-        ("acc 1" + " (overlapped: its first panel is the last of acc 0)" * tmem.overlapped, tmem.acc_step, tmem.acc_step + config.tile_n),
+        (
+            "acc 1" + " (overlapped: its first panel is the last of acc 0)" * tmem.overlapped,
+            tmem.acc_step,
+            tmem.acc_step + config.tile_n,
+        ),
         ("SFA", tmem.sfa, tmem.sfb),
         ("SFB", tmem.sfb, tmem.used),
     ]
