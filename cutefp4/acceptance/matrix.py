@@ -6,6 +6,7 @@ import itertools
 
 from cutefp4.acceptance.case import Case
 from cutefp4.acceptance.code import layer_cases, shipped_sm100_cases
+from cutefp4.acceptance.composed import TREES, ComposedCase
 from cutefp4.acceptance.configurations import every_case, paired_cases
 from cutefp4.acceptance.gemm import A16Case, GemmCase
 from cutefp4.acceptance.machine import Machine
@@ -177,6 +178,14 @@ def form_cases(arch: str) -> list[Case]:
     return cases
 
 
+def composed_cases(arch: str) -> list[Case]:
+    """Every tree, for few and for many rows; D as NVFP4 where there is a kernel for it."""
+    trees = [name for name in TREES if name != "nvfp4" or arch != "sm_90a"]
+    cases: list[Case] = [ComposedCase(m == 150, tree, m, n, 208) for tree in trees for m, n in ((20, 144), (150, 144))]
+    cases += [ComposedCase(False, "sinks", m, 136, 96, out) for m in (5, 300) for out in ("bfloat16", "float16")]
+    return cases
+
+
 def a16_cases() -> list[Case]:
     cases: list[Case] = [
         A16Case(n % 8 == 0 and dtype == "bfloat16", m, n, k, dtype, out, scales)
@@ -192,7 +201,7 @@ def cases_of(arch: str) -> list[Case]:
     """Every case of an architecture; `Case.quick` tells the quick ones. Of equal ids the first stays."""
     found = [
         *quantise_cases(), *grouped_cases(), *swiglu_cases(), *dequantise_cases(),
-        *tail_cases(), *epilogue_cases(), *form_cases(arch),
+        *tail_cases(), *epilogue_cases(), *form_cases(arch), *composed_cases(arch),
     ]  # fmt: skip
     if arch == "sm_90a":
         found += a16_cases()

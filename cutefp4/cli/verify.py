@@ -21,6 +21,9 @@ from cutefp4.acceptance.run import Result, default_jobs, run
 from cutefp4.cli import output
 from cutefp4.errors import OperandError
 
+NEWS_SECONDS = 30.0
+"""How often a run that has no terminal says how far it is."""
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
@@ -56,7 +59,7 @@ def verify(
     if quick and full:
         raise OperandError("--quick and --full", "one of them", "leave one out; --quick is the default")
     machines = _machines(arch or [])
-    chosen = [(one, machine) for machine in machines for one in _selected(machine, full, area or [], case or [])]
+    chosen = _chosen(machines, full, area or [], case or [])
     if not chosen:
         raise OperandError(
             f"no case for --area {area or 'any'} --case {case or 'any'}",
@@ -89,17 +92,17 @@ def _machines(archs: list[str]) -> list[Machine]:
     return [machine_for(name) for name in dict.fromkeys(archs)] or here()
 
 
-def _selected(machine: Machine, full: bool, areas: list[str], patterns: list[str]) -> list[Case]:
-    """The cases of a machine. An exact id, or a pattern, is looked for in the full matrix."""
-    everything = cases_of(machine.arch)
-    known = list(dict.fromkeys(one.area for one in everything))
+def _chosen(machines: list[Machine], full: bool, areas: list[str], patterns: list[str]) -> list[tuple[Case, Machine]]:
+    """What to run. An exact id, or a pattern, is looked for in the full matrix."""
+    everything = [(one, machine) for machine in machines for one in cases_of(machine.arch)]
+    known = list(dict.fromkeys(one.area for one, _ in everything))
     unknown = [name for name in areas if name not in known]
     if unknown:
         raise OperandError(f"--area {unknown[0]}", ", ".join(known), "choose one of these")
-    found = [one for one in everything if full or one.quick or patterns]
+    found = [(one, machine) for one, machine in everything if full or one.quick or patterns]
     if patterns:
-        found = [one for one in found if any(one.id == p or fnmatch.fnmatchcase(one.id, p) for p in patterns)]
-    return [one for one in found if not areas or one.area in areas]
+        found = [pair for pair in found if any(fnmatch.fnmatchcase(pair[0].id, p) or pair[0].id == p for p in patterns)]
+    return [pair for pair in found if not areas or pair[0].area in areas]
 
 
 @dataclass
@@ -121,10 +124,13 @@ class Report:
         console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
-            task = bar.add_task("verifying", total=self.planned)
+            task, told = bar.add_task("verifying", total=self.planned), time.perf_counter()
             for result in results:
                 self.results.append(result)
                 bar.advance(task)
+                if bar.disable and not quiet and time.perf_counter() - told > NEWS_SECONDS:
+                    told = time.perf_counter()
+                    output.note(f"{len(self.results)} of {self.planned}, {len(self.failures)} failed")
                 if result.failure is not None and not quiet:
                     bar.console.print(f"FAILED {result.machine.arch} {escape(result.case.id)}", soft_wrap=True)
 

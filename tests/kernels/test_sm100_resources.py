@@ -45,11 +45,12 @@ def test_large_configurations(config, scheduler, arch):
 
 
 @pytest.mark.parametrize("arch", ["sm_100a", "sm_103a"])
-@pytest.mark.parametrize(
-    "config", [SMALL[0], SMALL[1], SMALL[9], SMALL[-1]], ids=lambda c: f"{c.tile_m}x{c.tile_n}s{c.splits}"
-)
+@pytest.mark.parametrize("config", SMALL, ids=lambda c: f"{c.tile_m}x{c.tile_n}s{c.splits}")
 def test_small_configurations(config, arch):
-    assert_within_budget(report(arch, config, PLAIN, "bfloat16"))
+    """Without the disassembler, which these many need not wait for: no stack, hence no spills."""
+    found = report(arch, config, PLAIN, "bfloat16").resources
+    assert [kernel.stack_bytes for kernel in found] == [0]
+    assert found[0].registers <= min(role.registers for role in ROLES)
 
 
 @pytest.mark.parametrize("config", [CANDIDATES[0], SMALL[1]], ids=["256x256", "swapped split"])
