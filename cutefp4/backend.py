@@ -26,8 +26,9 @@ from cutefp4.errors import BackendUnavailableError, OperandError, UnsupportedErr
 
 BACKENDS = ("reference", "sm90", "sm100", "emulator")
 OPERATIONS = (
-    "quantize", "quantize_grouped", "swiglu_quantize", "dequantize", "gemm", "gemm_a16", "gemm_plan", "grouped_gemm",
-)  # fmt: skip
+    *("quantize", "quantize_grouped", "swiglu_quantize", "deinterleave_quantize", "rmsnorm_quantize", "dequantize"),
+    *("gemm", "gemm_a16", "gemm_plan", "grouped_gemm"),
+)
 """The public functions; backends also have "gemm_tree", the gemm of a composed epilogue."""
 CAPABILITY_MAJOR = {9: "sm90", 10: "sm100"}
 
@@ -197,6 +198,8 @@ _REFERENCE = {
     "quantize": reference.quantize,
     "quantize_grouped": reference.quantize_grouped,
     "swiglu_quantize": reference.swiglu_quantize,
+    "deinterleave_quantize": reference.deinterleave_quantize,
+    "rmsnorm_quantize": reference.rmsnorm_quantize,
     "dequantize": reference.dequantize,
     "gemm": _reference_gemm,
     "gemm_tree": _reference_gemm_tree,

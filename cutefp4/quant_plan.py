@@ -3,6 +3,7 @@
 CastRowsPlan    rowwise copy of 1x16 blocks, one read; token amax found in the same read if a row fits in registers
 CastTilesPlan   128x128 tiles: either copy or both from one read, 16x16 blocks, Hadamard transform, groups
 AmaxPlan        outer amaxes: tensor, rows, columns in one read
+AmaxPartialsPlan    outer amax of a small tensor, in parts that its cast combines
 HadamardAmaxPlan    outer amaxes of the transformed columnwise copy
 RmsnormPlan     RMSNorm of rows, with or without their cast in the same read
 DequantizePlan  codes back to values
@@ -54,6 +55,7 @@ class CastRowsPlan(Plan):
         math: bytes of a block.
         scaling: "tensor": amax is read; "token": amax is found and written, unless `amax_given`.
         amax_given: the outer amax is an input.
+        partials: it comes as partial amaxes (`AmaxPartialsPlan`) behind the place where their maximum is written.
         scale_layout: "tiled" or "compact".
         vector_bytes: bytes per load, 16 down to the size of an element; divides base address and row stride.
         threads_per_row: threads that share a row: a power of two up to 32, or a multiple of 32.
@@ -61,7 +63,8 @@ class CastRowsPlan(Plan):
         threads: per CTA.
         looped: rows longer than threads_per_row * blocks_per_thread blocks are walked in chunks (and read twice if
             their amax is to be found).
-        swiglu: "none", or how gate and up lie in the (M, 2N) input: "halves", "8", "16", "32".
+        swiglu: "none", or how gate and up lie in the (M, 2N) input: "halves", or columns per chunk, a multiple of 8.
+        deinterleave: "none", or columns per chunk of gate and up in the (M, N) input, which is cast gate first.
     """
 
     builder: ClassVar[str] = "cutefp4.kernels.quantize.cast_rows:build"
@@ -76,6 +79,8 @@ class CastRowsPlan(Plan):
     threads: int = 128
     looped: bool = False
     swiglu: str = "none"
+    deinterleave: str = "none"
+    partials: bool = False
 
     @property
     def rows_per_cta(self) -> int:
@@ -193,6 +198,23 @@ class AmaxPlan(Plan):
     grouped: bool = False
 
 
+PARTIALS = 128
+"""Partial amaxes of a small tensor, one for each CTA that reads it."""
+
+
+@dataclass(frozen=True)
+class AmaxPartialsPlan(Plan):
+    """Partial amaxes of (M, N), N a multiple of 16.
+
+    Attributes:
+        dtype, vector_bytes: as in `CastRowsPlan`.
+    """
+
+    builder: ClassVar[str] = "cutefp4.kernels.quantize.amax_partials:build"
+    dtype: str
+    vector_bytes: int = 16
+
+
 @dataclass(frozen=True)
 class HadamardAmaxPlan(Plan):
     """Outer amaxes of the transformed columnwise copy of (M, N), and of x itself, in one read.
@@ -236,14 +258,16 @@ class SwigluPlan(Plan):
 
     Attributes:
         dtype: of both.
-        layout: where gate and up lie: "halves", "8", "16" or "32".
+        layout: where gate and up lie: "halves", or columns per chunk, a multiple of 8.
         vector_bytes: bytes per load, at most those of 8 elements.
+        measure: max |h| is raised in amax[0], which is zero before.
     """
 
     builder: ClassVar[str] = "cutefp4.kernels.quantize.swiglu:build"
     dtype: str
     layout: str
     vector_bytes: int = 16
+    measure: bool = False
 
 
 @dataclass(frozen=True)
@@ -257,6 +281,7 @@ class RmsnormPlan(Plan):
         write_sum: that sum is written.
         write_normed: y is written.
         measure: max |y| is raised in amax[0], which is zero before.
+        partials: the same as partial amaxes (`AmaxPartialsPlan`), written by at most PARTIALS CTAs, or read by a cast.
         cast: "none", or the rowwise cast of y: "token", with the row amax found, or "given", with an outer amax of the
             tensor or of every row (`scaling`) read.
         math, scaling, scale_layout: as in `CastRowsPlan`, if there is a cast.
@@ -273,6 +298,7 @@ class RmsnormPlan(Plan):
     write_sum: bool = False
     write_normed: bool = False
     measure: bool = False
+    partials: bool = False
     cast: str = "none"
     math: BlockMath = BlockMath()
     scaling: str = "token"

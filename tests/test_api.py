@@ -92,6 +92,31 @@ def test_swiglu_quantize_equals_its_two_steps(interleave):
         cutefp4.swiglu_quantize(x * torch.inf, interleave=interleave, check_finite=True)
 
 
+@pytest.mark.parametrize("interleave", [None, 8, 5])
+def test_deinterleave_quantize_equals_its_two_steps(interleave):
+    x = matrix(48, 160)
+    actual = cutefp4.deinterleave_quantize(x, RECIPES["per_token"], interleave=interleave, columnwise=True)
+    h = torch.cat(reference.deinterleave(x, interleave), dim=1)
+    assert h.shape == x.shape and torch.equal(h, x) == (interleave is None)
+    assert_same_copies(actual, reference.quantize(h, RECIPES["per_token"], columnwise=True))
+
+
+def test_rmsnorm_quantize_equals_its_two_steps():
+    x, residual, weight = matrix(48, 96), matrix(48, 96, seed=1), matrix(1, 96, seed=2)[0]
+    actual = cutefp4.rmsnorm_quantize(
+        x, weight, RECIPES["per_token"], eps=1e-5, residual=residual, keep_normed=True, columnwise=True
+    )
+    y = reference.rmsnorm(x, weight, 1e-5, residual)
+    assert_same_bits(actual.normed, y)
+    assert_same_bits(actual.residual, x + residual)
+    assert_same_copies(actual.quantized, reference.quantize(y, RECIPES["per_token"], columnwise=True))
+    plain = cutefp4.rmsnorm_quantize(x, weight, RECIPES["per_token"])
+    assert plain.residual is None and plain.normed is None and plain.quantized.columnwise is None
+    assert cutefp4.rmsnorm_quantize(x, weight, residual=residual, keep_sum=False).residual is None
+    with pytest.raises(cutefp4.errors.NonFiniteError):
+        cutefp4.rmsnorm_quantize(x * torch.inf, weight, check_finite=True)
+
+
 @pytest.mark.parametrize("recipe", ["te", "per_token", "te_4over6", "per_token_4over6"])
 @pytest.mark.parametrize("layout", ["TN", "NN", "NT"])
 def test_training_layouts_approximate_the_exact_products(layout, recipe):
@@ -268,6 +293,8 @@ def test_kernel_backends_receive_the_oracles_arguments(monkeypatch):
     x, w, offs = matrix(32, 64), torch.stack([matrix(16, 64), matrix(16, 64)]), end_offsets([16, 16])
     q = cutefp4.quantize(x)
     cutefp4.swiglu_quantize(x)
+    cutefp4.deinterleave_quantize(x)
+    cutefp4.rmsnorm_quantize(x, x[0])
     cutefp4.gemm(q, q)
     cutefp4.gemm_a16(x, q)
     cutefp4.gemm_plan(q, q)
@@ -279,6 +306,13 @@ def test_kernel_backends_receive_the_oracles_arguments(monkeypatch):
     assert set(calls["quantize"]) == copies | {"amax", "columnwise_amax"}
     assert set(calls["quantize_grouped"]) == copies | {"amax"}
     assert set(calls["swiglu_quantize"]) == copies | {"interleave", "amax", "columnwise_amax"}
+<<<<<<< HEAD
     assert set(calls["gemm"]) == set(calls["gemm_plan"]) == epilogue
     assert set(calls["gemm_a16"]) == epilogue - {"c", "beta"}
+=======
+    assert set(calls["deinterleave_quantize"]) == set(calls["swiglu_quantize"])
+    norm = {"residual", "keep_sum", "keep_normed"}
+    assert set(calls["rmsnorm_quantize"]) == copies | norm | {"amax", "columnwise_amax"}
+    assert set(calls["gemm"]) == epilogue
+>>>>>>> de6011a (Fused producers: public rmsnorm_quantize, deinterleave_quantize; swiglu_quantize takes amaxes; small tensors in two launches)
     assert set(calls["grouped_gemm"]) == epilogue | {"layout"}

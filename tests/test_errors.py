@@ -74,6 +74,31 @@ CASES = {
         OperandError,
         "K = 33|multiple of 16|zeros to 48",
     ),
+    "odd width to de-interleave": (
+        lambda: cutefp4.deinterleave_quantize(X, interleave=24),
+        OperandError,
+        "(32, 64) with interleave=24|multiple of 48|side by side",
+    ),
+    "RMSNorm of 40 columns": (
+        lambda: cutefp4.rmsnorm_quantize(matrix(4, 40), torch.ones(40)),
+        OperandError,
+        "(4, 40)|N a multiple of 16|pad N",
+    ),
+    "RMSNorm weight": (
+        lambda: cutefp4.rmsnorm_quantize(X, torch.ones(32)),
+        OperandError,
+        "weight of torch.float32 and shape (32,)|(64,)|each column",
+    ),
+    "RMSNorm residual": (
+        lambda: cutefp4.rmsnorm_quantize(X, torch.ones(64), residual=X.float()),
+        OperandError,
+        "residual of torch.float32|torch.bfloat16 (32, 64)|x's dtype",
+    ),
+    "RMSNorm eps": (
+        lambda: cutefp4.rmsnorm_quantize(X, torch.ones(64), eps=-1e-6),
+        OperandError,
+        "eps=-1e-06|>= 0|1e-6",
+    ),
     "odd SwiGLU width": (lambda: cutefp4.swiglu_quantize(matrix(4, 63)), OperandError, "(4, 63)|(M, 2I)|side by side"),
     "SwiGLU interleave": (
         lambda: cutefp4.swiglu_quantize(matrix(4, 64), interleave=0),
@@ -361,7 +386,7 @@ def test_message_names_given_accepted_and_fix(name):
     assert str(error) == f"{error.given}; accepted: {error.accepted}; to fix: {error.fix}"
 
 
-@pytest.mark.parametrize("name", ["gemm", "grouped_gemm", "quantize", "quantize_grouped", "swiglu_quantize"])
+@pytest.mark.parametrize("name", ["gemm", "grouped_gemm", "quantize", "quantize_grouped", "rmsnorm_quantize"])
 def test_missing_kernel_names_what_the_backend_has(name, monkeypatch):
     monkeypatch.setattr(backend, "kernel_operations", lambda _: {"dequantize": None})
     with pytest.raises(UnsupportedError) as caught:

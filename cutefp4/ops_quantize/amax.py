@@ -8,7 +8,7 @@ from cutefp4 import compile as kernel_cache
 from cutefp4.format import BLOCK
 from cutefp4.launch import Operator, arch_of, sm_count
 from cutefp4.ops_quantize.launches import DTYPES, remembered, rows_per_cta, unused, width
-from cutefp4.quant_plan import AmaxPlan, HadamardAmaxPlan
+from cutefp4.quant_plan import PARTIALS, AmaxPartialsPlan, AmaxPlan, HadamardAmaxPlan
 from cutefp4.recipe import QuantRecipe
 
 
@@ -53,6 +53,28 @@ measure_hadamard = Operator(
     "bool per_row, Tensor? offs) -> ()",
     _measure_hadamard,
 )
+
+
+def _partials_plan(dtype, vector: int, device):
+    return (AmaxPartialsPlan(arch_of(device), DTYPES[dtype], vector),)
+
+
+def _measure_partials(x, amax) -> None:
+    (plan,) = remembered(_partials_plan, x.dtype, width(x), x.device)
+    kernel_cache.get(plan)(x, amax)
+
+
+measure_partials = Operator("measure_partials(Tensor x, Tensor(a!) amax) -> ()", _measure_partials)
+
+SMALL_ELEMENTS = 1 << 22
+"""Up to so many elements, partial amaxes and a cast that combines them take less time than a cleared amax."""
+
+
+def partial_amaxes(x: torch.Tensor) -> torch.Tensor:
+    """(1 + PARTIALS,): a place for the amax of the matrix, which its cast by rows writes, and the partial ones."""
+    amax = torch.empty(1 + PARTIALS, dtype=torch.float32, device=x.device)
+    measure_partials(x, amax)
+    return amax
 
 
 def measured(x: torch.Tensor, recipe: QuantRecipe, row: bool, column: bool, groups: int, offs):

@@ -8,10 +8,10 @@ from cutefp4 import compile as kernel_cache
 from cutefp4.format import BLOCK
 from cutefp4.launch import Operator, arch_of, sm_count
 from cutefp4.ops_quantize.launches import DTYPES, gated_width, no_random, recipe_of, remembered, unused, width
-from cutefp4.quant_plan import BYTES, BlockMath, CastRowsPlan, CastTilesPlan, row_shape
+from cutefp4.quant_plan import BYTES, PARTIALS, BlockMath, CastRowsPlan, CastTilesPlan, row_shape
 
 
-def _rows_plan(text: str, dtype, n: int, vector: int, amax_given: bool, swiglu: str, device):
+def _rows_plan(text: str, dtype, n: int, vector: int, amax_given: bool, sources: tuple, partials: bool, device):
     recipe, name = recipe_of(text), DTYPES[dtype]
     plan = CastRowsPlan(
         arch_of(device),
@@ -21,18 +21,24 @@ def _rows_plan(text: str, dtype, n: int, vector: int, amax_given: bool, swiglu: 
         amax_given,
         recipe.scale_layout,
         vector_bytes=vector,
-        swiglu=swiglu,
+        swiglu=sources[0],
+        deinterleave=sources[1],
+        partials=partials,
         # With more blocks a thread fast 4over6 spills.
         **row_shape(n, BYTES[name], 2 if recipe.four_over_six_error == "fast" else None),
     )
     return plan, sm_count(device) * (2048 // plan.threads)
 
 
-def _cast_rows(x, text: str, codes, scales, amax, random, amax_given: bool, swiglu: str) -> None:
-    vector = width(x)
-    if swiglu != "none":
-        vector = min(vector, gated_width(x, swiglu))
-    plan, ctas = remembered(_rows_plan, text, x.dtype, codes.shape[1] * 2, vector, amax_given, swiglu, x.device)
+def _cast_rows(
+    x, text: str, codes, scales, amax, random, amax_given: bool, swiglu: str = "none", deinterleave: str = "none"
+) -> None:
+    vector, gate_up = width(x), deinterleave if swiglu == "none" else swiglu
+    if gate_up != "none":
+        vector = min(vector, gated_width(x, gate_up))
+    partials = amax_given and amax.shape[0] == 1 + PARTIALS and recipe_of(text).scaling == "tensor"
+    key = (text, x.dtype, codes.shape[1] * 2, vector, amax_given, (swiglu, deinterleave), partials, x.device)
+    plan, ctas = remembered(_rows_plan, *key)
     if random is None:
         random = no_random(x.device)
     kernel_cache.get(plan)(x, codes, scales, amax, random, ctas)
@@ -40,7 +46,7 @@ def _cast_rows(x, text: str, codes, scales, amax, random, amax_given: bool, swig
 
 cast_rows = Operator(
     "cast_rows(Tensor x, str recipe, Tensor(a!) codes, Tensor(b!) scales, Tensor(c!) amax, Tensor? random, "
-    "bool amax_given, str swiglu) -> ()",
+    "bool amax_given, str swiglu='none', str deinterleave='none') -> ()",
     _cast_rows,
 )
 

@@ -17,6 +17,7 @@ from cutefp4.errors import OperandError
 from cutefp4.format import BLOCK
 from cutefp4.launch import Operator, arch_of, sm_count
 from cutefp4.operand import Nvfp4Operand
+from cutefp4.ops_quantize.amax import SMALL_ELEMENTS
 from cutefp4.ops_quantize.launches import (
     DTYPES,
     check_rows,
@@ -29,7 +30,7 @@ from cutefp4.ops_quantize.launches import (
 )
 from cutefp4.ops_quantize.matrix import quantize
 from cutefp4.ops_quantize.outputs import allocate, make_operand, random_state
-from cutefp4.quant_plan import BYTES, BlockMath, RmsnormPlan, row_shape, vector_bytes
+from cutefp4.quant_plan import BYTES, PARTIALS, BlockMath, RmsnormPlan, row_shape, vector_bytes
 from cutefp4.recipe import QuantRecipe
 from cutefp4.scale_layout import round_up
 
@@ -39,7 +40,7 @@ MAX_COLUMNS = 1 << 20
 
 def _plan(text: str, dtype, weight_dtype, n: int, vectors: tuple, uses: tuple, cast: str, device):
     recipe, name = recipe_of(text), DTYPES[dtype]
-    residual, write_sum, write_normed, measure = uses
+    residual, write_sum, write_normed, measure, partials = uses
     cast_fields = {}
     if cast != "none":
         cast_fields = {
@@ -55,13 +56,15 @@ def _plan(text: str, dtype, weight_dtype, n: int, vectors: tuple, uses: tuple, c
         write_sum,
         write_normed,
         measure,
+        partials,
         cast,
         vector_bytes=vectors[0],
         weight_vector_bytes=vectors[1],
         **cast_fields,
-        **row_shape(n, BYTES[name], 2 if recipe.four_over_six_error == "fast" else None),
+        # With four blocks a thread the sum with a residual spills, and so does fast 4over6 with three.
+        **row_shape(n, BYTES[name], 2 if recipe.four_over_six_error == "fast" else 3),
     )
-    return plan, sm_count(device) * (2048 // plan.threads)
+    return plan, PARTIALS if measure and partials else sm_count(device) * (2048 // plan.threads)
 
 
 def _rmsnorm(x, weight, eps: float, text: str, residual, total, normed, codes, scales, amax, random, cast: str) -> None:
@@ -69,7 +72,9 @@ def _rmsnorm(x, weight, eps: float, text: str, residual, total, normed, codes, s
     vector = width(x) if residual is None else min(width(x), width(residual))
     vectors = (vector, vector_bytes(weight.data_ptr(), 0, weight.element_size()))
     measure = cast == "none" and amax is not None
-    uses = (residual is not None, total is not None, normed is not None, measure)
+    partials = amax is not None and amax.dim() == 1 and amax.shape[0] == 1 + PARTIALS and cast != "token"
+    partials = partials and recipe_of(text).scaling == "tensor"
+    uses = (residual is not None, total is not None, normed is not None, measure, partials)
     plan, ctas = remembered(_plan, text, x.dtype, weight.dtype, x.shape[1], vectors, uses, cast, device)
     matrices = [x if t is None else t for t in (residual, total, normed)]
     codes, scales = (unused(device, torch.uint8) if t is None else t.view(-1) for t in (codes, scales))
@@ -122,7 +127,7 @@ def rmsnorm_quantize(
         random = random_state(x, recipe, **state)
         if measures:
             source = matrix() if residual is not None and total is None else total
-            amax = _measured(x, weight, eps, recipe, residual, source)
+            amax = _measured(x, weight, eps, recipe, residual, source, partials=x.numel() <= SMALL_ELEMENTS)
             x, residual, written = (x if source is None else source), None, None
         else:
             written = total
@@ -130,7 +135,7 @@ def rmsnorm_quantize(
         amax = torch.empty(m, dtype=torch.float32, device=x.device) if amax is None else amax
         text, scales = recipe_text(recipe), row.scales
         rmsnorm(x, weight, eps, text, residual, written, normed, row.codes, scales, amax, random, cast)
-        return (make_operand(recipe, row, amax), None), total, normed
+        return (make_operand(recipe, row, amax[0] if measures and amax.dim() else amax), None), total, normed
     normed = matrix()
     if measures and (rowwise or (recipe.rht == "none" and columnwise_amax is None)):
         amax = _measured(x, weight, eps, recipe, residual, total, normed)
@@ -141,9 +146,14 @@ def rmsnorm_quantize(
     return copies, total, normed if keep_normed else None
 
 
-def _measured(x, weight, eps: float, recipe: QuantRecipe, residual, total, normed=None) -> torch.Tensor:
-    """The amax () of the normalised matrix; writes the residual sum and the matrix itself where given."""
-    amax = torch.zeros((), dtype=torch.float32, device=x.device)
+def _measured(x, weight, eps: float, recipe: QuantRecipe, residual, total, normed=None, partials=False) -> torch.Tensor:
+    """The amax () of the normalised matrix, or its partial amaxes for the cast to combine; writes the residual sum and
+    the matrix itself where given.
+    """
+    if partials:
+        amax = torch.empty(1 + PARTIALS, dtype=torch.float32, device=x.device)
+    else:
+        amax = torch.zeros((), dtype=torch.float32, device=x.device)
     rmsnorm(x, weight, eps, recipe_text(recipe), residual, total, normed, None, None, amax, None, "none")
     return amax
 

@@ -13,7 +13,7 @@ from cutefp4.reference.grouped_gemm import grouped_gemm
 from cutefp4.reference.metrics import rel_l2, sqnr_db
 from cutefp4.reference.quantize import RSR_OFFSETS_PER_CALL, quantize, quantize_weight_dim0, stack
 from cutefp4.reference.rmsnorm import add_residual, rmsnorm, rmsnorm_quantize
-from cutefp4.reference.swiglu import deinterleave, interleave, swiglu, swiglu_quantize
+from cutefp4.reference.swiglu import deinterleave, deinterleave_quantize, interleave, swiglu, swiglu_quantize
 
 __all__ = [
     "ACTIVATIONS",
@@ -22,6 +22,7 @@ __all__ = [
     "add_residual",
     "decoded",
     "deinterleave",
+    "deinterleave_quantize",
     "dequantize",
     "epilogue",
     "gemm",

@@ -1,4 +1,4 @@
-"""SwiGLU, alone and in front of the quantiser.
+"""SwiGLU, alone and in front of the quantiser, and the de-interleaving of gate and up without it.
 
     h = cast(fl(fl(g * sigmoid(g)) * u))        one rounding to fp32 for silu(g), one for the product, one to x.dtype
 
@@ -62,3 +62,10 @@ def swiglu_quantize(
 ) -> tuple[Nvfp4Operand | None, Nvfp4Operand | None]:
     """`quantize(swiglu(x, interleave), recipe, **options)` for x (M, 2I): operands of the (M, I) result."""
     return quantize(swiglu(x, interleave), recipe, **options)
+
+
+def deinterleave_quantize(
+    x: torch.Tensor, recipe: QuantRecipe, interleave: int | None = None, **options
+) -> tuple[Nvfp4Operand | None, Nvfp4Operand | None]:
+    """`quantize([gate | up], recipe, **options)` for x (M, 2I): operands of the (M, 2I) matrix, gate columns first."""
+    return quantize(torch.cat(deinterleave(x, interleave), dim=-1), recipe, **options)

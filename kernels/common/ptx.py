@@ -184,6 +184,11 @@ def load_half(where: Int64, valid: Boolean) -> Uint32:
     return asm(text, Uint32, where, Uint32(valid), effect=True)
 
 
+def load_changing(where: Int64) -> Uint32:
+    """One word that another grid may have written since this kernel began."""
+    return asm("ld.relaxed.gpu.global.b32 $0, [$1];", Uint32, where, effect=True)
+
+
 def load_byte(where: Int64, valid: Boolean) -> Uint32:
     """One byte, zero-extended; 0 if not valid."""
     text = "{ .reg .pred p; setp.ne.u32 p, $2, 0; mov.b32 $0, 0; @p ld.global.nc.u8 $0, [$1]; }"

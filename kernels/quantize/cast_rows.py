@@ -13,11 +13,12 @@ are walked in chunks, twice if their amax is to be found.
 Tiled scales: rows are padded to 128 and columns to 4, and the padding is written as zeros by the threads that would own
 these blocks.
 
-With `swiglu` the input is h = silu(gate) * up of x (M, 2N), made in registers as it is loaded (swiglu.py).
+With `swiglu` the input is h = silu(gate) * up of x (M, 2N), made in registers as it is loaded (swiglu.py); with
+`deinterleave` it is x with its gate columns before its up columns (gate_up.py).
 
 Arguments: x (M, N) with any row stride; codes (M, N/2) uint8; scales uint8, flat, in the layout of the plan; amax
-float32, (1,) or (M,), read or written; random int64 (4,), of which the first two are the seed and offset (unused if
-rounding is nearest); ctas.
+float32, (1,) or (M,), read or written, or partial amaxes (amax_partials.py); random int64 (4,), of which the first two
+are the seed and offset (unused if rounding is nearest); ctas.
 """
 
 from dataclasses import dataclass
@@ -28,7 +29,9 @@ import cutlass.cute as cute
 from cutefp4.kernels.common import ptx
 from cutefp4.kernels.common.philox import key_schedule, philox
 from cutefp4.kernels.common.scale_layout import column_offset, row_offset
+from cutefp4.kernels.quantize.amax_partials import collect
 from cutefp4.kernels.quantize.block_encode import encode_block, make_outer
+from cutefp4.kernels.quantize.gate_up import load_deinterleaved
 from cutefp4.kernels.quantize.input_block import BYTES, DTYPES, block_amax, load_block, positive_nans, unpack_row
 from cutefp4.kernels.quantize.swiglu import load_gated
 from cutlass import Float32, Int32, Int64, Uint32
@@ -86,6 +89,9 @@ def load_chunk(plan: CastRowsPlan, io: RowsIo, row: Int32, first: Int32) -> list
         if plan.swiglu != "none":
             width = io.blocks * 16
             loaded.append(load_gated(base, b, width, valid, plan.dtype, plan.swiglu, plan.vector_bytes))
+        elif plan.deinterleave != "none":
+            where = (base, b, io.blocks, valid)
+            loaded.append(load_deinterleaved(*where, plan.dtype, plan.deinterleave, plan.vector_bytes))
         else:
             where = base + Int64(b) * Int64(16 * BYTES[plan.dtype])
             loaded.append(load_block(where, valid, plan.dtype, plan.vector_bytes))
@@ -100,8 +106,11 @@ def chunk_amax(plan: CastRowsPlan, loaded: list) -> Float32:
     return top
 
 
-def encode_chunk(plan: CastRowsPlan, io: RowsIo, loaded: list, row: Int32, first: Int32, outer) -> None:
-    """Encode and store this thread's blocks; zero scale bytes in the padding of the tiled layout."""
+def encode_chunk(plan, io: RowsIo, loaded: list, row: Int32, first: Int32, outer, computed: bool) -> None:
+    """Encode and store this thread's blocks; zero scale bytes in the padding of the tiled layout.
+
+    `computed`: the values are results of arithmetic, whose NaNs are positive.
+    """
     tiled = plan.scale_layout == "tiled"
     codes_row = io.codes + Int64(row) * (Int64(io.blocks) * Int64(8))
     scales_row = io.scales + row_offset(row, io.blocks, plan.scale_layout)
@@ -112,7 +121,7 @@ def encode_chunk(plan: CastRowsPlan, io: RowsIo, loaded: list, row: Int32, first
         if plan.math.rounding == "stochastic":
             random = philox((*io.counter, Uint32(b), Uint32(row)), io.keys)
         bamax = block_amax(words, plan.dtype)
-        values = unpack_row(positive_nans(words, plan.dtype), plan.dtype)
+        values = unpack_row(words if computed else positive_nans(words, plan.dtype), plan.dtype)
         done = encode_block(values, bamax, outer, plan.math, plan.arch, random)
         ptx.store_words(codes_row + Int64(b) * Int64(8), (done.low, done.high), valid)
         where = scales_row + Int64(column_offset(b, plan.scale_layout))
@@ -127,7 +136,7 @@ def build(plan: CastRowsPlan):
     """The kernel of a plan, and fake arguments for compiling it."""
     threads, rows_per_cta, math = plan.threads, plan.rows_per_cta, plan.math
     find_amax = plan.scaling == "token" and not plan.amax_given
-    tiled = plan.scale_layout == "tiled"
+    tiled, computed = plan.scale_layout == "tiled", plan.swiglu != "none"
 
     @cute.kernel
     def cast_rows_kernel(
@@ -152,7 +161,9 @@ def build(plan: CastRowsPlan):
             keys=key_schedule(Uint32(seed), Uint32(seed >> Int64(32))),
         )
         slots = cute.arch.alloc_smem(cutlass.Uint32, 64, alignment=16)
-        tensor_outer = make_outer(Float32(amax[0]), math) if plan.scaling == "tensor" else None
+        tensor_outer = None
+        if cutlass.const_expr(plan.scaling == "tensor"):
+            tensor_outer = make_outer(collect(amax, threads) if plan.partials else Float32(amax[0]), math)
 
         first_row = cute.arch.block_idx()[0] * rows_per_cta
         step = cute.arch.grid_dim()[0] * rows_per_cta
@@ -178,10 +189,10 @@ def build(plan: CastRowsPlan):
                 given = ptx.load_words(io.amax + Int64(row) * Int64(4), 1, row < io.m)[0]
                 outer = make_outer(ptx.from_bits(given), math)
             if cutlass.const_expr(not plan.looped):
-                encode_chunk(plan, io, loaded, row, Int32(0), outer)
+                encode_chunk(plan, io, loaded, row, Int32(0), outer, computed)
             else:
                 for first in cutlass.range(0, io.padded_blocks, plan.chunk):
-                    encode_chunk(plan, io, load_chunk(plan, io, row, first), row, first, outer)
+                    encode_chunk(plan, io, load_chunk(plan, io, row, first), row, first, outer, computed)
 
     @cute.jit
     def cast_rows(
@@ -195,7 +206,9 @@ def build(plan: CastRowsPlan):
     ):
         rows = (x.shape[0] + 127) // 128 * 128 if tiled else x.shape[0]
         grid = cutlass.min(ctas, cute.ceil_div(rows, rows_per_cta))
-        cast_rows_kernel(x, codes, scales, amax, random).launch(grid=[grid, 1, 1], block=[threads, 1, 1], stream=stream)
+        cast_rows_kernel(x, codes, scales, amax, random).launch(
+            grid=[grid, 1, 1], block=[threads, 1, 1], stream=stream, use_pdl=plan.partials
+        )
 
     m, n = cute.sym_int(), cute.sym_int(divisibility=16)
     size = BYTES[plan.dtype]

@@ -10,8 +10,8 @@ Rows that do not fit in registers are walked in chunks: once for s, once for the
 what is written.
 
 Arguments: x, residual, sum, normed (M, N) of one dtype, any row strides; weight (N,); codes (M * N / 2,) and scales
-uint8, flat; amax float32 (1,) or (M,); random as in cast_rows.py; eps; ctas. Tensors that the plan does not use are
-never touched.
+uint8, flat; amax float32 (1,) or (M,), or partial amaxes (amax_partials.py); random as in cast_rows.py; eps; ctas.
+Tensors that the plan does not use are never touched.
 """
 
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ import cutlass
 import cutlass.cute as cute
 from cutefp4.kernels.common import ptx
 from cutefp4.kernels.common.philox import key_schedule
+from cutefp4.kernels.quantize.amax_partials import collect, store_partials
 from cutefp4.kernels.quantize.block_encode import make_outer
 from cutefp4.kernels.quantize.cast_rows import chunk_amax, encode_chunk, row_reduce_max
 from cutefp4.kernels.quantize.input_block import BYTES, DTYPES, load_block, pack, unpack
@@ -186,7 +187,7 @@ def finish(plan: cutlass.Constexpr, io: cutlass.Constexpr, y: cutlass.Constexpr,
     if cutlass.const_expr(plan.measure):
         top = chunk_amax(plan, y)
     if cutlass.const_expr(plan.cast != "none"):
-        encode_chunk(plan, io, y, row, first, outer)
+        encode_chunk(plan, io, y, row, first, outer, computed=True)
     return top
 
 
@@ -235,10 +236,12 @@ def build(plan: RmsnormPlan):
         max_slots = cute.arch.alloc_smem(Uint32, 64, alignment=16)
         given_outer = None
         if cutlass.const_expr(plan.cast == "given" and plan.scaling == "tensor"):
-            given_outer = make_outer(Float32(amax[0]), math)
+            given_outer = make_outer(collect(amax, threads) if plan.partials else Float32(amax[0]), math)
 
         first_row = cute.arch.block_idx()[0] * rows_per_cta
         step = cute.arch.grid_dim()[0] * rows_per_cta
+        if cutlass.const_expr(plan.measure and plan.partials):
+            cute.arch.griddepcontrol_launch_dependents()
         parity, largest = Int32(0), Float32(0.0)
         zero = Int32(0)
         following = [[Uint32(0)]]
@@ -278,7 +281,9 @@ def build(plan: RmsnormPlan):
                     largest = ptx.fmax(largest, found)
             else:
                 largest = ptx.fmax(largest, finish(plan, io, y, row, zero, outer))
-        if cutlass.const_expr(plan.measure):
+        if cutlass.const_expr(plan.measure and plan.partials):
+            store_partials(amax, largest, threads)
+        elif cutlass.const_expr(plan.measure):
             top = ptx.warp_umax(ptx.bits(largest))
             ptx.atomic_umax(io.amax, top, cute.arch.lane_idx() == 0)
 
@@ -300,7 +305,10 @@ def build(plan: RmsnormPlan):
         rows = (x.shape[0] + 127) // 128 * 128 if tiled else x.shape[0]
         grid = cutlass.min(ctas, cute.ceil_div(rows, rows_per_cta))
         rmsnorm_kernel(x, residual, total, normed, weight, codes, scales, amax, random, eps).launch(
-            grid=[grid, 1, 1], block=[threads, 1, 1], stream=stream
+            grid=[grid, 1, 1],
+            block=[threads, 1, 1],
+            stream=stream,
+            use_pdl=plan.partials and plan.cast != "none",
         )
 
     m, n, size = cute.sym_int(), cute.sym_int(divisibility=16), BYTES[dtype]

@@ -1,22 +1,20 @@
 """SwiGLU: h = cast(fl(silu(gate) * up)), silu(g) = g / (1 + exp(-g)); as the input of a cast, or written to memory.
 
-Where gate and up of h's column j lie in x (M, 2I):
-
-    halves          gate j,                         up I + j
-    granularity n   gate 2n * (j / n) + j % n,      up n columns further
+Where gate and up of h's column j lie in x (M, 2I): gate_up.py.
 
 exp and the reciprocal are the hardware's approximations: a few fp32 ulps before the one rounding to x's dtype, so a
 bf16 h differs from the exactly evaluated one in about one of 10^4 elements, by one ulp.
 
-The kernel of this file writes h (M, I); one thread makes 16 elements. Arguments: x (M, 2I) with any row stride, h (M,
-I) contiguous.
+The kernel of this file writes h (M, I); one thread makes 16 elements of a row at a time. Arguments: x (M, 2I) with any
+row stride, h (M, I) contiguous, amax float32 (1,), raised to max |h| if the plan measures it.
 """
 
 import cuda.bindings.driver as cuda
 import cutlass
 import cutlass.cute as cute
 from cutefp4.kernels.common import ptx
-from cutefp4.kernels.quantize.input_block import BYTES, DTYPES, load_block, pack, unpack
+from cutefp4.kernels.quantize.gate_up import gate_column, up_distance
+from cutefp4.kernels.quantize.input_block import BYTES, DTYPES, block_amax, load_block, pack, unpack
 from cutlass import Boolean, Float32, Int32, Int64
 from cutlass.cute.runtime import make_fake_stream, make_fake_tensor
 
@@ -41,18 +39,14 @@ def load_gated(row: Int64, block: Int32, width: Int32, valid: Boolean, dtype: st
     Args:
         row: address of the row of x.
         width: I.
-        layout: "halves", "8", "16" or "32".
+        layout: "halves" or the granularity.
         vector_bytes: at most the bytes of 8 elements.
     """
     values = []
     for half in (0, 8):
         j = block * 16 + Int32(half)
-        if layout == "halves":
-            gate, up = j, j + width
-        else:
-            n = int(layout)
-            gate = j // n * (2 * n) + j % n
-            up = gate + n
+        gate = gate_column(j, layout)
+        up = gate + up_distance(width, layout)
         pair = []
         for column in (gate, up):
             where = row + Int64(column) * Int64(BYTES[dtype])
@@ -66,8 +60,9 @@ def build(plan: SwigluPlan):
     size = BYTES[plan.dtype]
 
     @cute.kernel
-    def swiglu_kernel(x: cute.Tensor, h: cute.Tensor):
+    def swiglu_kernel(x: cute.Tensor, h: cute.Tensor, amax: cute.Tensor):
         m, width = h.shape
+        largest = Float32(0.0)
         block = cute.arch.block_idx()[0] * THREADS + cute.arch.thread_idx()[0]
         for row in cutlass.range(cute.arch.block_idx()[1], m, cute.arch.grid_dim()[1]):
             where = ptx.address(x) + Int64(row) * Int64(x.stride[0]) * Int64(size)
@@ -76,16 +71,23 @@ def build(plan: SwigluPlan):
             out = ptx.address(h) + (Int64(row) * Int64(width) + Int64(block) * Int64(16)) * Int64(size)
             for i in cutlass.range_constexpr(0, len(words), 4):
                 ptx.store_words(out + Int64(4 * i), tuple(words[i : i + 4]), valid)
+            if cutlass.const_expr(plan.measure):
+                largest = ptx.fmax(largest, block_amax(words, plan.dtype))
+        if cutlass.const_expr(plan.measure):
+            top = ptx.warp_umax(ptx.bits(largest))
+            ptx.atomic_umax(ptx.address(amax), top, cute.arch.lane_idx() == 0)
 
     @cute.jit
-    def swiglu(x: cute.Tensor, h: cute.Tensor, stream: cuda.CUstream):
+    def swiglu(x: cute.Tensor, h: cute.Tensor, amax: cute.Tensor, rows_at_once: Int32, stream: cuda.CUstream):
         m, width = h.shape
-        grid = [cute.ceil_div(width // 16, THREADS), cutlass.min(m, 65535), 1]
-        swiglu_kernel(x, h).launch(grid=grid, block=[THREADS, 1, 1], stream=stream)
+        grid = [cute.ceil_div(width // 16, THREADS), cutlass.min(m, rows_at_once), 1]
+        swiglu_kernel(x, h, amax).launch(grid=grid, block=[THREADS, 1, 1], stream=stream)
 
     m, dtype = cute.sym_int(), DTYPES[plan.dtype]
     return swiglu, (
         make_fake_tensor(dtype, (m, cute.sym_int()), (cute.sym_int64(), 1), assumed_align=size),
         make_fake_tensor(dtype, (m, cute.sym_int(divisibility=16)), (cute.sym_int64(), 1), assumed_align=16),
+        make_fake_tensor(Float32, (cute.sym_int(),), (1,), assumed_align=4),
+        Int32(1),
         make_fake_stream(use_tvm_ffi_env_stream=True),
     )

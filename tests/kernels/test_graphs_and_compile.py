@@ -75,6 +75,24 @@ def test_graph_of_swiglu_and_dequantize():
     assert_same_pair((operand,), work()[:1])
 
 
+@gpu
+@pytest.mark.parametrize("recipe", [TE, TOKEN], ids=QuantRecipe.describe)
+def test_graph_of_rmsnorm_and_deinterleaving(recipe):
+    x, residual, weight = (cases.matrix(40, 192, seed=i, device="cuda") for i in range(3))
+
+    def work():
+        (operand, _), total, _ = ops_quantize.rmsnorm_quantize(x, weight[0], recipe, residual=residual)
+        return operand, ops_quantize.deinterleave_quantize(x, recipe, 8)[0], total
+
+    graph, results = captured(work)
+    x.copy_(cases.matrix(40, 192, seed=7, device="cuda"))
+    graph.replay()
+    torch.cuda.synchronize()
+    (operand, _), total, _ = reference.rmsnorm_quantize(x, weight[0], recipe, residual=residual)
+    assert_same_pair(results[:2], (operand, reference.deinterleave_quantize(x, recipe, 8)[0]))
+    assert_same_bits(results[2], total)
+
+
 def round_trip(x, offs):
     """All operations in one function that torch.compile takes whole."""
     row, column = ops_quantize.quantize(x * 2, TOKEN, columnwise=True)
@@ -82,8 +100,11 @@ def round_trip(x, offs):
     tensor, transformed = ops_quantize.quantize(x, RANDOM, columnwise=True, **seeds)
     grouped, ragged = ops_quantize.quantize_grouped(x, offs, TOKEN, columnwise=True)
     gated = ops_quantize.swiglu_quantize(x, TE, 8)[0]
+    sorted_columns = ops_quantize.deinterleave_quantize(x, TOKEN, 8)[0]
+    (normed, _), total, y = ops_quantize.rmsnorm_quantize(x, x[0], TE, residual=x, keep_normed=True)
+    fused = ops_quantize.rmsnorm_quantize(total, y[1], TOKEN)[0][0]
     values = ops_quantize.dequantize(row, torch.bfloat16) + 1
-    return [row, column, tensor, transformed, grouped, ragged, gated], values
+    return [row, column, tensor, transformed, grouped, ragged, gated, sorted_columns, normed, fused], values
 
 
 def test_full_graph_traces_without_a_gpu(monkeypatch):
@@ -91,7 +112,7 @@ def test_full_graph_traces_without_a_gpu(monkeypatch):
     with kernel_cache.use_loader(lambda plan, compiled: lambda *tensors: None), launch.cpu_target("sm_90a", 132):
         traced = torch.compile(round_trip, fullgraph=True, backend="aot_eager")
         operands, values = traced(cases.matrix(32, 64), cases.end_offsets([10, 22]))
-    assert [o.rows for o in operands] == [32, 64, 32, 64, 32, 64, 32] and values.shape == (32, 64)
+    assert [o.rows for o in operands] == [32, 64, 32, 64, 32, 64, 32, 32, 32, 32] and values.shape == (32, 64)
 
 
 @gpu

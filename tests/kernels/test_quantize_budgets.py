@@ -10,6 +10,7 @@ from cutefp4.quant_plan import (
     CastTilesPlan,
     DequantizePlan,
     HadamardAmaxPlan,
+    RmsnormPlan,
     SwigluPlan,
     row_shape,
 )
@@ -42,7 +43,12 @@ def plans(arch: str) -> list:
         AmaxPlan(arch, "bfloat16", rows=True, columns=True),
         HadamardAmaxPlan(arch, "bfloat16", "bf16", "columns", "rows"),
         DequantizePlan(arch, "bfloat16", "token", "tiled", 448),
-        SwigluPlan(arch, "bfloat16", "halves"),
+        SwigluPlan(arch, "bfloat16", "halves", measure=True),
+        CastRowsPlan(arch, "bfloat16", TOKEN, **rows, **row_shape(6144, 2), deinterleave="8"),
+        RmsnormPlan(arch, "bfloat16", "bfloat16", True, True, cast="token", math=TOKEN, **row_shape(6144, 2)),
+        RmsnormPlan(arch, "float32", "float32", cast="token", math=TOKEN, **row_shape(40000, 4)),
+        RmsnormPlan(arch, "bfloat16", "bfloat16", write_normed=True, measure=True, **row_shape(6144, 2)),
+        RmsnormPlan(arch, "bfloat16", "float32", cast="given", scaling="tensor", math=FAST, **row_shape(6144, 2, 2)),
     ]
 
 
