@@ -306,13 +306,9 @@ def test_kernel_backends_receive_the_oracles_arguments(monkeypatch):
     assert set(calls["quantize"]) == copies | {"amax", "columnwise_amax"}
     assert set(calls["quantize_grouped"]) == copies | {"amax"}
     assert set(calls["swiglu_quantize"]) == copies | {"interleave", "amax", "columnwise_amax"}
-<<<<<<< HEAD
-    assert set(calls["gemm"]) == set(calls["gemm_plan"]) == epilogue
-    assert set(calls["gemm_a16"]) == epilogue - {"c", "beta"}
-=======
     assert set(calls["deinterleave_quantize"]) == set(calls["swiglu_quantize"])
     norm = {"residual", "keep_sum", "keep_normed"}
     assert set(calls["rmsnorm_quantize"]) == copies | norm | {"amax", "columnwise_amax"}
-    assert set(calls["gemm"]) == epilogue
->>>>>>> de6011a (Fused producers: public rmsnorm_quantize, deinterleave_quantize; swiglu_quantize takes amaxes; small tensors in two launches)
+    assert set(calls["gemm"]) == set(calls["gemm_plan"]) == epilogue
+    assert set(calls["gemm_a16"]) == epilogue - {"c", "beta"}
     assert set(calls["grouped_gemm"]) == epilogue | {"layout"}

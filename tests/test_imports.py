@@ -14,23 +14,9 @@ CONTRACTS = ("errors", "format", "scale_layout", "env", "operand", "recipe", "ep
 """The bottom of the tree, each may import those before it."""
 
 PUBLIC = (
-<<<<<<< HEAD
-    "tensor", "backend", "quantize", "gemm_arguments", "gemm", "checkpoint", "nn", "interop", "acceptance", "cli", "",
+    "tensor", "backend", "quantize_checks", "quantize", "producers", "gemm_arguments", "gemm", "checkpoint", "nn",
+    "interop", "acceptance", "cli", "",
 )  # fmt: skip
-=======
-    "tensor",
-    "backend",
-    "quantize_checks",
-    "quantize",
-    "producers",
-    "gemm",
-    "checkpoint",
-    "nn",
-    "interop",
-    "cli",
-    "",
-)
->>>>>>> de6011a (Fused producers: public rmsnorm_quantize, deinterleave_quantize; swiglu_quantize takes amaxes; small tensors in two launches)
 """What users call ("" is the package itself), bottom first; nothing else may import any of it."""
 
 
