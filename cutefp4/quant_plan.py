@@ -289,6 +289,7 @@ class RmsnormPlan(Plan):
         threads_per_row, blocks_per_thread, threads, looped: as in `CastRowsPlan`; a looped row is read up to
             three times.
         prefetch: a thread loads its next row before it works on this one.
+        exact: a row has just as many blocks as its threads hold, so that no load needs a predicate.
     """
 
     builder: ClassVar[str] = "cutefp4.kernels.quantize.rmsnorm:build"
@@ -310,6 +311,7 @@ class RmsnormPlan(Plan):
     threads: int = 128
     looped: bool = False
     prefetch: bool = False
+    exact: bool = False
 
     @property
     def rows_per_cta(self) -> int:

@@ -166,8 +166,15 @@ def address(tensor) -> Int64:
 
 
 def load_words(where: Int64, count: int, valid: Boolean) -> tuple[Uint32, ...]:
-    """`count` (1, 2 or 4) words from a read-only global address that is aligned to their size; zeros if not valid."""
+    """`count` (1, 2 or 4) words from a read-only global address that is aligned to their size; zeros if not valid.
+
+    `valid` may be Python's True: no predicate, and no registers cleared before.
+    """
     outs = ", ".join(f"${i}" for i in range(count))
+    if valid is True:
+        kind = f"v{count}.b32 {{{outs}}}" if count > 1 else "b32 $0"
+        loaded = asm(f"ld.global.nc.{kind}, [${count}];", (Uint32,) * count, where, effect=True)
+        return loaded if isinstance(loaded, tuple) else (loaded,)
     zeros = " ".join(f"mov.b32 ${i}, 0;" for i in range(count))
     kind = f"v{count}.b32 {{{outs}}}" if count > 1 else "b32 $0"
     text = f"{{ .reg .pred p; setp.ne.u32 p, ${count + 1}, 0; {zeros} @p ld.global.nc.{kind}, [${count}]; }}"

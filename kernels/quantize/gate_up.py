@@ -1,9 +1,10 @@
 """Where the columns of gate and up lie in x (M, 2I), and blocks of the de-interleaved matrix.
 
-    halves          gate j,                         up I + j
-    granularity n   gate 2n * (j / n) + j % n,      up n columns further          (n a multiple of 8)
+    halves          gate j,                 up I + j
+    granularity n   gate 2j - j % n,        up n columns further          (n a multiple of 8 that divides I)
 
-De-interleaved, x is (M, 2I) with all gate columns first, then all up columns.
+De-interleaved, x is (M, 2I) with all gate columns first, then all up columns. Columns are read in pieces that lie
+together: 16 columns if n is a multiple of 16, else 8.
 """
 
 from cutefp4.kernels.common import ptx
@@ -11,15 +12,21 @@ from cutefp4.kernels.quantize.input_block import BYTES, load_block
 from cutlass import Boolean, Int32, Int64, Uint32
 
 
+def piece_columns(layout: str) -> int:
+    """Columns of a block that lie together."""
+    return 16 if layout == "halves" or int(layout) % 16 == 0 else 8
+
+
 def gate_column(j: Int32, layout: str) -> Int32:
-    """Column of x that holds gate column j, and the 7 that follow for j a multiple of 8."""
+    """Column of x that holds gate column j, the first of a piece."""
     if layout == "halves":
         return j
     n = int(layout)
-    return j // n * (2 * n) + j % n
+    # Not % for powers of two: it would be that of signed numbers.
+    return 2 * j - (j & Int32(n - 1) if n & (n - 1) == 0 else j % n)
 
 
-def up_distance(width: Int32, layout: str):
+def up_distance(width: Int32, layout: str) -> Int32:
     """Columns from a gate column to its up column; `width`: I."""
     return width if layout == "halves" else Int32(int(layout))
 
@@ -35,12 +42,11 @@ def load_deinterleaved(
         layout: the granularity.
         vector_bytes: at most the bytes of 8 elements.
     """
-    words, width = [], blocks * 8
-    for half in (0, 8):
-        j = block * 16 + Int32(half)
-        up = j >= width
-        inside = j - Int32(ptx.select(up, Uint32(width), Uint32(0)))
-        column = gate_column(inside, layout) + Int32(ptx.select(up, Uint32(int(layout)), Uint32(0)))
-        where = row + Int64(column) * Int64(BYTES[dtype])
-        words += load_block(where, valid, dtype, vector_bytes, count=8)
+    words, width, piece = [], blocks * 8, piece_columns(layout)
+    for first in range(0, 16, piece):
+        j = block * 16 + Int32(first)
+        # Column j - I of up: n divides I, so that j % n is the same for both.
+        shift = ptx.select(j >= width, Uint32(Int32(int(layout)) - 2 * width), Uint32(0))
+        where = row + Int64(gate_column(j, layout) + Int32(shift)) * Int64(BYTES[dtype])
+        words += load_block(where, valid, dtype, vector_bytes, count=piece)
     return words

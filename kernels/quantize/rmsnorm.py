@@ -87,12 +87,15 @@ def store_block(where: Int64, words: list[Uint32], valid) -> None:
 
 
 def load_raw(plan: RmsnormPlan, io: NormIo, row: Int32, first: Int32) -> list:
-    """This thread's blocks of x and, behind them, of the residual; zeros outside the matrix."""
-    loaded = []
+    """This thread's blocks of x and, behind them, of the residual; zeros behind a row.
+
+    Rows behind the matrix are its last one again, which nothing is made of, so that exact rows need no predicate.
+    """
+    loaded, row = [], cutlass.min(row, io.m - 1)
     for source in (io.x, io.residual)[: 1 + plan.residual]:
         for j in range(plan.blocks_per_thread):
             b = block_of(plan, io, first, j)
-            valid = (row < io.m) & (b < io.blocks)
+            valid = True if plan.exact else b < io.blocks
             loaded.append(load_block(source.block(row, b, plan.dtype), valid, plan.dtype, plan.vector_bytes))
     return loaded
 
@@ -134,10 +137,8 @@ def normalise(plan: RmsnormPlan, io: NormIo, h: list, r: Float32, first: Int32) 
     normed, size = [], 16 * BYTES[plan.weight_dtype]
     for j, words in enumerate(h):
         b = block_of(plan, io, first, j)
-        where = io.weight + Int64(b) * Int64(size)
-        weight = unpack(
-            load_block(where, b < io.blocks, plan.weight_dtype, plan.weight_vector_bytes), plan.weight_dtype
-        )
+        where, valid = io.weight + Int64(b) * Int64(size), True if plan.exact else b < io.blocks
+        weight = unpack(load_block(where, valid, plan.weight_dtype, plan.weight_vector_bytes), plan.weight_dtype)
         values = [ptx.mul(ptx.mul(v, r), w) for v, w in zip(unpack(words, plan.dtype), weight, strict=True)]
         normed.append(pack(values, plan.dtype))
     return normed

@@ -13,7 +13,7 @@ import cuda.bindings.driver as cuda
 import cutlass
 import cutlass.cute as cute
 from cutefp4.kernels.common import ptx
-from cutefp4.kernels.quantize.gate_up import gate_column, up_distance
+from cutefp4.kernels.quantize.gate_up import gate_column, piece_columns, up_distance
 from cutefp4.kernels.quantize.input_block import BYTES, DTYPES, block_amax, load_block, pack, unpack
 from cutlass import Boolean, Float32, Int32, Int64
 from cutlass.cute.runtime import make_fake_stream, make_fake_tensor
@@ -42,15 +42,13 @@ def load_gated(row: Int64, block: Int32, width: Int32, valid: Boolean, dtype: st
         layout: "halves" or the granularity.
         vector_bytes: at most the bytes of 8 elements.
     """
-    values = []
-    for half in (0, 8):
-        j = block * 16 + Int32(half)
-        gate = gate_column(j, layout)
-        up = gate + up_distance(width, layout)
+    values, piece = [], piece_columns(layout)
+    for first in range(0, 16, piece):
+        gate = gate_column(block * 16 + Int32(first), layout)
         pair = []
-        for column in (gate, up):
+        for column in (gate, gate + up_distance(width, layout)):
             where = row + Int64(column) * Int64(BYTES[dtype])
-            pair.append(unpack(load_block(where, valid, dtype, vector_bytes, count=8), dtype))
+            pair.append(unpack(load_block(where, valid, dtype, vector_bytes, count=piece), dtype))
         values += [ptx.mul(silu(g), u) for g, u in zip(*pair, strict=True)]
     return pack(values, dtype)
 
