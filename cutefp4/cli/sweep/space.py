@@ -10,24 +10,22 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
 from cutefp4 import ops_gemm_sm90, ops_gemm_sm100
-from cutefp4.cli.sweep.case import Case
+from cutefp4.cli.sweep.case import EPILOGUES, Case
 from cutefp4.config import Sm90Config, with_most_stages
 from cutefp4.config_sm100 import Sm100Config, sm100_problems
 from cutefp4.errors import OperandError, UnsupportedError
 from cutefp4.heuristics import sm90, sm100
 from cutefp4.layer_plans import SMS
 from cutefp4.plan import Plan
+from cutefp4.schedule_model_sm90 import estimate as estimate_sm90
 from cutefp4.schedule_model_sm100 import estimate as estimate_sm100
 from cutefp4.schedule_model_sm100 import with_sms
 
-H200_CLOCK = 1.75
-"""GHz under load: from the heuristic's clocks to microseconds."""
-LAUNCH_US = 2.0
 MOST = "most"
 """As a number of stages: as many as fit."""
 
@@ -122,7 +120,9 @@ class Target:
         if isinstance(config, Sm100Config):
             found = estimate_sm100(config, shape, with_sms(self.sms))
             return Prediction(found.us, found.limiter)
-        return Prediction(sm90.estimate(config, shape, self.sms) / (H200_CLOCK * 1e3) + LAUNCH_US)
+        c_bytes = {"bfloat16": 2, "float32": 4}.get(EPILOGUES[case.epilogue].get("c"), 0)
+        found = estimate_sm90(config, shape, case.out_dtype.itemsize, c_bytes)
+        return Prediction(found.us, found.limiter)
 
     def _ops(self):
         return ops_gemm_sm90 if self.arch == "sm_90a" else ops_gemm_sm100
@@ -244,21 +244,45 @@ def enumerate_space(target: Target, case: Case, given: dict[str, list[str]], ful
         names = dict.fromkeys(f.name for kind in target.kinds(case) for f in fields(kind))
         raise OperandError(f"--set {', '.join(given)}", ", ".join(names), "name fields of one configuration")
     for kind in kinds:
-        space.axes[kind] = axes_of(kind, given, full, target.base(kind, case))
-        for config in dict.fromkeys(_combinations(target, case, kind, space.axes[kind])):
-            _judge(space, config)
+        axes = space.axes[kind] = axes_of(kind, given, full, target.base(kind, case))
+        judged = _judge(target, case, kind, axes)
+        space.legal += judged.legal
+        space.refused += judged.refused
+        space.examples |= judged.examples
+        space.tried += judged.tried
     return space
 
 
-def _judge(space: Space, config: Any) -> None:
-    space.tried += 1
-    problems = space.target.problems(config, space.case)
-    if not problems:
-        space.legal.append(config)
-    for reason in problems:
-        kind = reason_kind(reason)
-        space.refused[kind] += 1
-        space.examples.setdefault(kind, (config, reason))
+@dataclass
+class _Judged:
+    """What the predicate says of the combinations of one kernel; the fields are those of `Space`."""
+
+    legal: list[Any] = field(default_factory=list)
+    refused: Counter = field(default_factory=Counter)
+    examples: dict[str, tuple[Any, str]] = field(default_factory=dict)
+    tried: int = 0
+
+
+_judged: dict[tuple, _Judged] = {}
+
+
+def _judge(target: Target, case: Case, kind: type, axes: dict[str, tuple]) -> _Judged:
+    # M, N and K decide nothing about legality beyond how D can be stored: cases share what was judged.
+    request = target.request(case)
+    key = (target, kind, tuple(axes.items()), request.store(), replace(request.shape(), m=0, n=0, k=0))
+    if key in _judged:
+        return _judged[key]
+    found = _judged[key] = _Judged()
+    for config in dict.fromkeys(_combinations(target, case, kind, axes)):
+        found.tried += 1
+        problems = target.problems(config, case)
+        if not problems:
+            found.legal.append(config)
+        for reason in problems:
+            name = reason_kind(reason)
+            found.refused[name] += 1
+            found.examples.setdefault(name, (config, reason))
+    return found
 
 
 def reason_kind(reason: str) -> str:
