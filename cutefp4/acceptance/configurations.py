@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 
@@ -101,9 +101,14 @@ def legal_stores(config: Sm100Config) -> list[str]:
 
 
 def every_case() -> list[ConfigurationCase]:
-    """Every legal configuration once; the ways of writing D and its dtypes take turns."""
+    """Every legal configuration, once for all its numbers of stages: these, the ways of writing D and its dtypes take
+    turns."""
+    shapes: dict[Sm100Config, list[Sm100Config]] = {}
+    for config in legal_configs():
+        shapes.setdefault(replace(config, stages=0), []).append(config)
     cases = []
-    for number, config in enumerate(legal_configs()):
+    for number, configs in enumerate(shapes.values()):
+        config = configs[number % len(configs)]
         stores = legal_stores(config)
         out = "float32" if number % 3 == 2 else "bfloat16"
         cases.append(ConfigurationCase(False, config, stores[number % len(stores)], out))
