@@ -4,8 +4,13 @@ Pure Python: no torch, no GPU, no compiler. `sm90_problems` returns every reason
 line each, and an empty list if it can.
 
 Terms: the kernel multiplies a *register operand* (its rows are the M of the wgmma; decoded in the registers of the
-consumer warpgroups) and a *shared operand* (its rows are the N of the wgmma; decoded once into shared memory by the
-decode warpgroup). Without `swap_ab` these are A and B of the GEMM, with it B and A, and D is written transposed.
+consumer warpgroups) and a *shared operand* (its rows are the N of the wgmma). The shared operand is
+
+    decoded   in the kernel, once per tile, into shared memory by decode warpgroups       decode_groups > 0
+    staged    decoded once per call into a 16-bit workspace by a kernel before this one   staged
+    direct    16-bit activations, loaded as they are                                      neither
+
+Without `swap_ab` register and shared operand are A and B of the GEMM, with it B and A, and D is written transposed.
 """
 
 from __future__ import annotations
@@ -31,14 +36,16 @@ class Sm90Config:
         k_blocks: blocks of 64 along K per pipeline stage (1, 2 or 4).
         consumer_groups: warpgroups that decode the register operand and issue wgmma.
         load_stages: ring of packed tiles that TMA fills.
-        mma_stages: ring of decoded tiles of the shared operand.
+        mma_stages: ring of 16-bit tiles of the shared operand; of tile_k if decoded here, else of 64 along K.
         raster_group: register-operand tiles that neighbouring CTAs share a shared-operand tile over (L2 reuse).
         swap_ab: the GEMM's B is the register operand (small M).
         splits: CTAs that share the K of one output tile; their partial sums are added in a fixed order.
         stream_k: instead of splits: the K of all tiles in one row, cut into equal shares, one per CTA.
         store_passes: laps of its staging ring that a warpgroup makes per tile of D (2 halve the staging memory).
         steps_per_group: wgmma (16 of K each) between two decodes of the register operand: 1, 2 or 4.
-        decode_groups: warpgroups that decode the shared operand, 1 or 2.
+        decode_groups: warpgroups that decode the shared operand, 1 or 2; 0 where it comes in 16 bits.
+        staged: the shared operand is NVFP4 and is decoded into a workspace before the kernel.
+        cluster: CTAs, neighbours along the register operand, that share the loads of the shared operand (multicast).
         fragment_registers: registers per thread for decoded fragments, 16 or 32.
         decode_to: what NVFP4 becomes for wgmma: "float16" or "bfloat16", both exact; 16-bit activations decide it.
     """
@@ -56,6 +63,8 @@ class Sm90Config:
     store_passes: int = 1
     steps_per_group: int = 2
     decode_groups: int = 1
+    staged: bool = False
+    cluster: int = 1
     fragment_registers: int = 32
     decode_to: str = "float16"
 
@@ -63,6 +72,32 @@ class Sm90Config:
     def tile_k(self) -> int:
         """Elements of K per stage."""
         return K_BLOCK * self.k_blocks
+
+    @property
+    def mma_blocks(self) -> int:
+        """Blocks of 64 along K of one MMA stage."""
+        return self.k_blocks if self.decode_groups else 1
+
+    @property
+    def natural_order(self) -> bool:
+        """Whether the order of K is that of memory, because the shared operand is loaded as it is."""
+        return self.decode_groups == 0 and not self.staged
+
+    @property
+    def groups_per_mma_stage(self) -> int:
+        """wgmma groups between two waits for the shared operand."""
+        return self.m_atoms * self.mma_blocks * 4 // self.steps_per_group
+
+    @property
+    def fragment_buffers(self) -> int:
+        """Fragments of `steps_per_group` k-steps that a consumer rotates through, one of them being decoded."""
+        groups = self.m_atoms * self.k_blocks * 4 // self.steps_per_group
+        return min(groups, self.fragment_registers // (4 * self.steps_per_group))
+
+    @property
+    def stages_in_flight(self) -> int:
+        """MMA stages before the current one that running wgmma may still read."""
+        return 1 + (self.fragment_buffers - 1) // self.groups_per_mma_stage
 
     @property
     def m_atoms(self) -> int:
@@ -80,9 +115,20 @@ class Sm90Config:
 
     @property
     def threads(self) -> int:
-        """Threads per CTA: decode and consumer warpgroups, and the load warp (a whole warpgroup beside one decoder)."""
-        load = WARPGROUP if self.decode_groups == 1 else 32
+        """Threads per CTA: decode and consumer warpgroups, and load warps (a lone one beside two decode groups)."""
+        load = 32 if self.decode_groups == 2 else WARPGROUP
         return WARPGROUP * (self.decode_groups + self.consumer_groups) + load
+
+
+def operand_tiles(
+    config: Sm90Config, activations: str = "nvfp4", a_scales: str = "tiled", b_scales: str = "tiled"
+) -> tuple[Sm90Operand, Sm90Operand]:
+    """Register and shared operand as the kernel loads them; a staged one has 16 bits and no scales."""
+    a = (4, a_scales) if activations == "nvfp4" else (16, "none")
+    m, n = ((4, b_scales), a) if config.swap_ab else (a, (4, b_scales))
+    if config.staged:
+        n = (16, "none")
+    return Sm90Operand(config.tile_m, *m), Sm90Operand(config.tile_n, *n)
 
 
 def scale_rows(tile_rows: int) -> int:
@@ -105,15 +151,15 @@ class Sm90Operand:
     scales: str = "tiled"
 
     def tile_bytes(self, config: Sm90Config) -> int:
-        """Bytes of one stage of codes or activations."""
-        return self.rows * config.tile_k * self.bits // 8
+        """Bytes of one load stage of codes; 16-bit rows go into the MMA ring."""
+        return self.rows * config.tile_k // 2 if self.bits == 4 else 0
 
     def scale_bytes(self, config: Sm90Config) -> int:
         """Bytes of one stage of scales, as 128x4 tiles."""
         return 0 if self.bits == 16 else scale_rows(self.rows) * config.k_blocks * SCALE_TILE_BYTES
 
     def tma_bytes(self, config: Sm90Config) -> int:
-        """What TMA brings per stage; compact scales come by cp.async."""
+        """What TMA brings per load stage; compact scales come by cp.async."""
         return self.tile_bytes(config) + (self.scale_bytes(config) if self.scales == "tiled" else 0)
 
 
@@ -147,7 +193,7 @@ def sm90_smem(
         register_operand=stages * operand_m.tile_bytes(config),
         shared_operand=stages * operand_n.tile_bytes(config),
         scales=stages * (operand_m.scale_bytes(config) + operand_n.scale_bytes(config)),
-        decoded_shared_operand=config.mma_stages * config.tile_n * config.tile_k * 2,
+        decoded_shared_operand=config.mma_stages * config.tile_n * K_BLOCK * config.mma_blocks * 2,
         store=config.tile_m * config.tile_n * staged_store // config.store_passes,
         # Barriers, flags, up to two vectors along n per consumer, and alignment gaps.
         small=4096 + 8 * config.tile_n * config.consumer_groups,
@@ -165,7 +211,7 @@ class Sm90RegisterBudget:
     def total(self, config: Sm90Config) -> int:
         """Registers of a CTA."""
         groups = config.decode_groups * self.decode + config.consumer_groups * self.consumer
-        return WARPGROUP * groups + self.load * (WARPGROUP if config.decode_groups == 1 else 32)
+        return WARPGROUP * groups + self.load * (32 if config.decode_groups == 2 else WARPGROUP)
 
 
 def sm90_registers(config: Sm90Config, compact_scales: bool = False) -> Sm90RegisterBudget:
@@ -210,7 +256,8 @@ _CHOICES = {
     "k_blocks": (1, 2, 4),
     "consumer_groups": (1, 2, 3, 4),
     "steps_per_group": (1, 2, 4),
-    "decode_groups": (1, 2),
+    "decode_groups": (0, 1, 2),
+    "cluster": (1, 2),
     "fragment_registers": (16, 32),
     "decode_to": ("float16", "bfloat16"),
     "store_passes": (1, 2, 4, 8),
@@ -228,12 +275,13 @@ def _role_problems(config: Sm90Config, operands: tuple[Sm90Operand, ...]) -> lis
     rows, threads = config.tile_n * config.k_blocks, WARPGROUP * config.decode_groups
     if rows < threads and (threads % rows or rows % 32):
         found.append(f"tile_n * k_blocks = {rows} rows cannot be shared by {threads} decode threads in whole warps")
-    if rows >= threads and rows % threads:
+    if threads and rows >= threads and rows % threads:
         found.append(f"tile_n * k_blocks = {rows} rows is not a multiple of {threads} decode threads")
-    groups = config.m_atoms * config.k_blocks * 4 // config.steps_per_group
-    buffers = min(groups, config.fragment_registers // (4 * config.steps_per_group))
+    groups, buffers = config.m_atoms * config.k_blocks * 4 // config.steps_per_group, config.fragment_buffers
     if buffers < 1 or groups % buffers:
         found.append(f"{groups} wgmma groups per stage do not go round {buffers} fragment buffers")
+    elif config.mma_stages <= config.stages_in_flight:
+        found.append(f"{config.stages_in_flight} stages are read by running wgmma; mma_stages={config.mma_stages}")
     compact = any(operand.scales == "compact" for operand in operands)
     if compact and config.decode_groups == 2:
         found.append("compact scales need a load warpgroup, and two decode groups leave a single load warp")
@@ -278,6 +326,21 @@ def _store_problems(config: Sm90Config, element_bytes: int) -> list[str]:
     return []
 
 
+def _shared_operand_problems(config: Sm90Config, operand: Sm90Operand) -> list[str]:
+    found = []
+    if config.staged and config.decode_groups:
+        found.append(f"a staged operand is decoded before the kernel, but decode_groups={config.decode_groups}")
+    elif operand.bits == 4 and not config.decode_groups:
+        found.append("the shared operand is NVFP4 and nobody decodes it: set decode_groups, or staged")
+    elif operand.bits == 16 and config.decode_groups:
+        found.append(f"a shared operand of 16 bits needs no decoding, but decode_groups={config.decode_groups}")
+    if config.cluster > 1 and config.decode_groups:
+        found.append("only a shared operand of 16 bits is shared in a cluster: decode_groups must be 0")
+    if config.tile_n % (8 * config.cluster):
+        found.append(f"tile_n={config.tile_n} is not cut into {config.cluster} slices of whole swizzle atoms (8 rows)")
+    return found
+
+
 def sm90_problems(
     config: Sm90Config, operand_m: Sm90Operand, operand_n: Sm90Operand, staged_store: int = 2
 ) -> list[str]:
@@ -290,7 +353,7 @@ def sm90_problems(
     found = _tile_problems(config)
     if found:
         return found
-    found = _role_problems(config, (operand_m, operand_n))
+    found = _role_problems(config, (operand_m, operand_n)) + _shared_operand_problems(config, operand_n)
     if operand_m.bits != 4:
         found.append("the register operand is not NVFP4: 16-bit activations must be the shared operand (swap_ab)")
     if (operand_m.rows, operand_n.rows) != (config.tile_m, config.tile_n):
@@ -314,15 +377,25 @@ def sm90_budget_table(config: Sm90Config, operand_m: Sm90Operand, operand_n: Sm9
     return "\n".join(lines)
 
 
-MAX_LOAD_STAGES = 8
+MAX_LOAD_STAGES, MAX_MMA_STAGES = 8, 12
 
 
 def with_most_stages(
     config: Sm90Config, operand_m: Sm90Operand, operand_n: Sm90Operand, staged_store: int = 2
 ) -> Sm90Config:
-    """The configuration with as many load stages as fit (at least 2, at most MAX_LOAD_STAGES)."""
-    for stages in range(MAX_LOAD_STAGES, 2, -1):
-        deeper = replace(config, load_stages=stages)
-        if sm90_smem(deeper, operand_m, operand_n, staged_store).total <= SM90_SMEM_BYTES:
-            return deeper
+    """The configuration with as many stages as fit, at least 2.
+
+    A decoded shared operand: load stages. Otherwise the MMA ring gets as many as it can, and the load ring is longer
+    along K.
+    """
+    if config.decode_groups:
+        deeper = [replace(config, load_stages=stages) for stages in range(MAX_LOAD_STAGES, 2, -1)]
+    else:
+        deeper = [
+            replace(config, mma_stages=stages, load_stages=max(2, stages // config.k_blocks + 1))
+            for stages in range(MAX_MMA_STAGES, 2, -1)
+        ]
+    for found in deeper:
+        if sm90_smem(found, operand_m, operand_n, staged_store).total <= SM90_SMEM_BYTES:
+            return found
     return replace(config, load_stages=2)

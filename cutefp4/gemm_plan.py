@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from cutefp4.config import Sm90Config, Sm90Operand
+from cutefp4.config import Sm90Config, Sm90Operand, operand_tiles
 from cutefp4.epilogue import Epilogue
 from cutefp4.errors import UnsupportedError
 from cutefp4.plan import Plan
@@ -72,13 +72,14 @@ class Sm90GemmPlan(Plan):
 
     def operands(self) -> tuple[Sm90Operand, Sm90Operand]:
         """The register and the shared operand."""
-        config = self.config
-        rows_a, rows_b = (config.tile_n, config.tile_m) if config.swap_ab else (config.tile_m, config.tile_n)
-        a = Sm90Operand(rows_a, 4, self.a_scales) if self.activations == "nvfp4" else Sm90Operand(rows_a, 16, "none")
-        b = Sm90Operand(rows_b, 4, self.b_scales)
-        return (b, a) if config.swap_ab else (a, b)
+        return operand_tiles(self.config, self.activations, self.a_scales, self.b_scales)
+
+    def staged_scales(self) -> str:
+        """Layout of the block scales of a staged operand."""
+        return self.a_scales if self.config.swap_ab else self.b_scales
 
     def tensor_names(self) -> tuple[str, ...]:
-        """The epilogue's tensors in the order of the kernel's arguments: D, leaves, sinks, split-K workspace."""
+        """The kernel's tensors after the operands, in order: D, leaves, sinks, split-K workspace, staged operand."""
         names = ["d", *(leaf.name for leaf in self.epilogue.leaves()), *(sink.name for sink in self.epilogue.sinks)]
-        return tuple(names + (["partials", "counters"] if self.config.shares_k else []))
+        names += ["partials", "counters"] if self.config.shares_k else []
+        return tuple(names + (["staged"] if self.config.staged else []))

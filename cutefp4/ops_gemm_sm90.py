@@ -166,6 +166,7 @@ class PlannedGemm:
         lines = [
             f"{kind} {r.m}x{r.n}x{r.k}, batch {r.batch}, D {r.out_dtype} stored by {self.plan.store}",
             f"tile {c.tile_m}x{c.tile_n}x{c.tile_k}, {'B' if c.swap_ab else 'A'} decoded in registers to {c.decode_to}",
+            self._shared_operand(),
             f"{tiles} tiles on {self.sms} SMs: "
             + ("stream-K, equal shares" if c.stream_k else f"{tiles * c.splits / self.sms:.2f} waves"),
             f"estimate {sm90.estimate(c, r.shape(), self.sms):.0f} clocks",
@@ -173,6 +174,18 @@ class PlannedGemm:
         if self.padded_from != r.k:
             lines.append(f"K = {self.padded_from} is padded to {r.k}: rows of codes are copied once per call")
         return "\n".join([*lines, sm90_budget_table(c, *self.plan.operands(), self.plan.staged_store())])
+
+    def _shared_operand(self) -> str:
+        """How the other operand reaches the tensor cores."""
+        r, c = self.request, self.plan.config
+        name, rows = ("A", r.m) if c.swap_ab else ("B", r.n)
+        shared = f", loads shared by {c.cluster} CTAs" if c.cluster > 1 else ""
+        if c.decode_groups:
+            return f"{name} by {c.decode_groups} decode warpgroup{'s' * (c.decode_groups > 1)}"
+        if not c.staged:
+            return f"{name} as it is{shared}"
+        megabytes = r.batch * rows * round_up(r.k, c.tile_k) * 2 / 1e6
+        return f"{name} decoded once into {megabytes:.1f} MB{shared}"
 
 
 _plans: dict[tuple, tuple[Sm90GemmPlan, int]] = {}
@@ -205,21 +218,28 @@ def _scales(operand: Nvfp4Operand) -> torch.Tensor:
 
 def _run(tensors: list[torch.Tensor], leaves: list[torch.Tensor], d, request: GemmRequest) -> None:
     plan, sms = _planned(request, d.device)
-    arguments = [d, *leaves]
-    if plan.config.shares_k:
-        arguments += _split_workspace(plan, request, sms, d.device)
+    arguments = [d, *leaves, *buffers(plan, request, sms, d.device)]
     kernel_cache.get(plan)(*tensors, tuple(arguments), sms)
 
 
-def _split_workspace(plan: Sm90GemmPlan, r: GemmRequest, sms: int, device: torch.device) -> list[torch.Tensor]:
-    """Partial sums and counters of a plan whose CTAs share K."""
-    c = plan.config
+def buffers(plan: Sm90GemmPlan, r: GemmRequest, sms: int, device: torch.device) -> list[torch.Tensor]:
+    """What a plan needs besides operands and outputs: partial sums and counters if CTAs share K, the staged operand.
+
+    A staged operand can be hundreds of megabytes and lives for one call, so it comes from PyTorch's allocator (which
+    knows streams and CUDA graphs) and not from the workspaces, which are kept for every stream and capture.
+    """
+    c, found = plan.config, []
     rows_m, rows_n = (r.n, r.m) if c.swap_ab else (r.m, r.n)
-    tiles = -(-rows_m // c.tile_m) * -(-rows_n // c.tile_n) * r.batch
-    shape = (c.partial_slots(tiles, sms), c.consumer_groups, c.m_atoms * c.tile_n // 2, 128)
-    count, counters = shape[0] * shape[1] * shape[2] * shape[3], tiles * c.consumer_groups
-    space = workspace.get(device, scratch_bytes=4 * count, semaphores=counters)
-    return [space.partials[:count].view(shape), space.semaphores[:counters]]
+    if c.shares_k:
+        tiles = c.cluster * -(-rows_m // (c.cluster * c.tile_m)) * -(-rows_n // c.tile_n) * r.batch
+        shape = (c.partial_slots(tiles, sms), c.consumer_groups, c.m_atoms * c.tile_n // 2, 128)
+        count, counters = shape[0] * shape[1] * shape[2] * shape[3], tiles * c.consumer_groups
+        space = workspace.get(device, scratch_bytes=4 * count, semaphores=counters)
+        found += [space.partials[:count].view(shape), space.semaphores[:counters]]
+    if c.staged:
+        dtype = torch.float16 if c.decode_to == "float16" else torch.bfloat16
+        found.append(torch.empty(r.batch, rows_n, round_up(r.k, c.tile_k), dtype=dtype, device=device))
+    return found
 
 
 # ---------------------------------------------------------------- operators

@@ -1,7 +1,7 @@
 """Tile schedulers: which output tile and which part of K a CTA works on next.
 
 A scheduler maps a linear work index to a `WorkTile`. The roles of a kernel (load, decode, consume) each walk the same
-indices `block, block + grid, block + 2 * grid, ...` and ask the scheduler, so that nothing has to be communicated
+indices `first, first + step, ...` (`first_and_step`) and ask the scheduler, so that nothing has to be communicated
 between them. Grouped GEMM plugs in here: a scheduler that reads group offsets from device memory returns the same
 `WorkTile`.
 """
@@ -9,6 +9,7 @@ between them. Grouped GEMM plugs in here: a scheduler that reads group offsets f
 from dataclasses import dataclass
 
 import cutlass
+import cutlass.cute as cute
 from cutlass import Int32
 
 from .common.device_struct import DeviceStruct
@@ -110,6 +111,42 @@ class _StreamSlots(DeviceStruct):
     def slot(self, tile: Int32, part: Int32) -> Int32:
         cta = self.cta_of(tile * self.k_stages) + part
         return 2 * cta + Int32(tile != self.begin(cta) // self.k_stages)
+
+
+class _ClusterSlots(DeviceStruct):
+    """Every CTA of a cluster has the slots that its cluster would have alone."""
+
+    def __init__(self, slots, cluster: int, rank: Int32):
+        self.slots, self.cluster, self.rank = slots, cluster, rank
+
+    def slot(self, tile: Int32, part: Int32) -> Int32:
+        return self.slots.slot(tile // self.cluster, part) * self.cluster + self.rank
+
+
+class ClusterScheduler(DeviceStruct):
+    """The tiles of one CTA of a cluster: `cluster` neighbours along m share a tile of the scheduler below.
+
+    scheduler: its tiles are `cluster` times as tall as a CTA's. rank: of this CTA in its cluster.
+    """
+
+    def __init__(self, scheduler, cluster: int, rank: Int32):
+        self.scheduler, self.cluster, self.rank = scheduler, cluster, rank
+
+    def total(self) -> Int32:
+        return self.scheduler.total()
+
+    def work(self, index: Int32) -> WorkTile:
+        work = self.scheduler.work(index)
+        m, tile = work.m * self.cluster + self.rank, work.tile * self.cluster + self.rank
+        slots = _ClusterSlots(work.slots, self.cluster, self.rank)
+        return WorkTile(m, work.n, work.l, tile, work.k_begin, work.k_count, work.part, work.parts, slots)
+
+
+def first_and_step(cluster: int = 1) -> tuple[Int32, Int32]:
+    """The first work index of this CTA, and the step to the next one; CTAs of a cluster have the same indices."""
+    first, _, _ = cute.arch.block_idx()
+    step, _, _ = cute.arch.grid_dim()
+    return (first, step) if cluster == 1 else (first // cluster, step // cluster)
 
 
 class StreamKScheduler(DeviceStruct):

@@ -60,9 +60,9 @@ class Case:
 
 SUITES = {
     "large": [Case("w4a4", 4096, 4096, 4096), Case("w4a4", 8192, 8192, 8192), Case("w4a4", 16384, 7168, 2048)],
-    "small": [Case("w4a4", m, n, k) for m in (1, 16, 64, 128, 256) for n, k in ((7168, 16384), (8192, 8192))],
-    "a16": [Case("w4a16", m, 8192, 8192) for m in (1, 16, 64, 256, 1024, 4096, 8192)]
-    + [Case("w4a16", m, 7168, 16384) for m in (1, 16, 64, 1024)],
+    "small": [Case("w4a4", m, n, k) for m in (1, 16, 64, 128, 256, 512) for n, k in ((7168, 16384), (8192, 8192))],
+    "a16": [Case("w4a16", m, 8192, 8192) for m in (1, 16, 64, 128, 256, 1024, 4096, 8192)]
+    + [Case("w4a16", m, 7168, 16384) for m in (1, 16, 64, 128, 256, 1024)],
     "epilogue": [Case("w4a4", 4096, 4096, 4096, e) for e in ("plain", "alpha", "full")]
     + [Case("w4a4", 16384, 7168, 2048, e) for e in ("plain", "alpha", "full")],
     "wgrad": [Case("w4a4", 7168, 2048, tokens, "wgrad") for tokens in (512, 2048)],
@@ -148,9 +148,7 @@ class Problem:
         if plan is None:
             return None
         leaves = [self.b.amax[None]] if self.case.kind == "w4a16" else [self.a.amax[None], self.b.amax[None]]
-        arguments = [self.d[None], *leaves]
-        if config.shares_k:
-            arguments += ops._split_workspace(plan, request, 132, self.d.device)
+        arguments = [self.d[None], *leaves, *ops.buffers(plan, request, 132, self.d.device)]
         a, a_scales = (
             (self.a, self.b.block_scales) if self.case.kind == "w4a16" else (self.a.codes, self.a.block_scales)
         )
@@ -199,19 +197,16 @@ def quack(problem: Problem) -> Callable[[], object] | None:
 
 TUNING = {
     "w4a4": (
-        Sm90Config(steps_per_group=4),
-        Sm90Config(steps_per_group=2),
-        Sm90Config(steps_per_group=4, decode_to="bfloat16"),
-        Sm90Config(k_blocks=2, mma_stages=2, steps_per_group=4),
-        replace(sm90.LARGE, decode_to="bfloat16"),
-        replace(sm90.LARGE, stream_k=True),
-        replace(sm90.LARGE, raster_group=16),
-        Sm90Config(tile_m=128, k_blocks=2, mma_stages=4, steps_per_group=4),
+        *(replace(pair, staged=True, swap_ab=swap) for pair in sm90.PAIRS for swap in (False, True)),
+        replace(sm90.WIDE, staged=True, raster_group=32),
+        replace(sm90.WIDE, staged=True, steps_per_group=1),
+        replace(sm90.WIDE, staged=True, tile_m=256, tile_n=128, fragment_registers=32),
+        sm90.DECODED,
     ),
-    "w4a16": (
-        Sm90Config(swap_ab=True, mma_stages=3, steps_per_group=2, decode_to="bfloat16"),
-        Sm90Config(swap_ab=True, k_blocks=2, mma_stages=2, steps_per_group=4, store_passes=2, decode_to="bfloat16"),
-        replace(sm90.LARGE_A16, stream_k=True, decode_to="bfloat16"),
+    "w4a16": tuple(
+        replace(pair, swap_ab=True, decode_to="bfloat16", **change)
+        for pair in sm90.PAIRS
+        for change in ({}, {"store_passes": 4}, {"steps_per_group": 1}, {"raster_group": 32})
     ),
 }
 """Configurations beside the heuristic's candidates that a sweep of large products times."""
@@ -236,6 +231,8 @@ def sweep_configs(case: Case) -> dict[str, Sm90Config]:
     configs = sm90.candidates(base)
     if case.m >= 1024:
         configs = [config for config in configs if config.tile_n >= 128] + list(TUNING[case.kind])
+    elif case.m > 64:
+        configs = [config for config in configs if config.tile_n >= 64]
     if case.m <= 16:
         configs += [replace(config, decode_to=configs[0].decode_to) for config in TUNING_SMALL]
     fitted = [with_most_stages(config, *base.operands(config), base.staged_store) for config in configs]
@@ -246,9 +243,11 @@ def describe(c: Sm90Config) -> str:
     share = "stream" if c.stream_k else f"s{c.splits}"
     side = "ba" if c.swap_ab else "ab"
     stages = (
-        f"l{c.load_stages}m{c.mma_stages}p{c.store_passes}g{c.steps_per_group}r{c.raster_group}c{c.consumer_groups}"
+        f"l{c.load_stages}m{c.mma_stages}p{c.store_passes}g{c.steps_per_group}f{c.fragment_registers}r{c.raster_group}"
+        f"c{c.consumer_groups}"
     )
-    return f"{side} {c.tile_m}x{c.tile_n}x{c.tile_k} {share} {stages} {c.decode_to}"
+    way = "staged" if c.staged else f"d{c.decode_groups}"
+    return f"{side} {c.tile_m}x{c.tile_n}x{c.tile_k} {share} {way} cl{c.cluster} {stages} {c.decode_to}"
 
 
 def run_case(case: Case, table: Table, sweep: bool, rounds: int) -> None:
@@ -279,7 +278,7 @@ def run_case(case: Case, table: Table, sweep: bool, rounds: int) -> None:
             config=chosen if name == "cutefp4" else name,
         )
         print(
-            f"{case.name:32s} {name:44s} {timing.us:9.1f} us {row['tflops']:7.1f} TF/s {row['gb_per_s']:7.0f} GB/s "
+            f"{case.name:32s} {name:60s} {timing.us:9.1f} us {row['tflops']:7.1f} TF/s {row['gb_per_s']:7.0f} GB/s "
             f"{row['over_cublas']:.3f}x {chosen if name == 'cutefp4' else ''}",
             flush=True,
         )

@@ -105,6 +105,13 @@ W4A4 = (Sm90Operand(256), Sm90Operand(128))
         ({"store_passes": 8}, "4 boxes of D per warpgroup cannot be stored in 8 passes"),
         ({"stream_k": True, "splits": 2}, "choose one of them"),
         ({"tile_n": 32, "k_blocks": 2}, "does not fill the panels"),
+        ({"decode_groups": 0}, "nobody decodes it"),
+        ({"staged": True}, "a staged operand is decoded before the kernel"),
+        ({"cluster": 2}, "only a shared operand of 16 bits is shared in a cluster"),
+        (
+            {"fragment_registers": 16, "mma_stages": 2, "decode_groups": 0, "steps_per_group": 1, "tile_m": 128},
+            "nobody",
+        ),
     ],
 )
 def test_each_illegal_configuration_says_why(change, reason):
@@ -120,6 +127,11 @@ def test_operands_must_fit_the_configuration():
         in sm90_problems(Sm90Config(), Sm90Operand(256, 16, "none"), W4A4[1])[0]
     )
     assert "are not tile_m and tile_n" in sm90_problems(Sm90Config(), Sm90Operand(128), W4A4[1])[0]
+    sixteen = Sm90Operand(128, 16, "none")
+    assert "a shared operand of 16 bits needs no decoding" in sm90_problems(Sm90Config(), W4A4[0], sixteen)[0]
+    shallow = replace(sm90.WIDE, staged=True, fragment_registers=32, mma_stages=2)
+    operands = Sm90Operand(128), Sm90Operand(256, 16, "none")
+    assert "2 stages are read by running wgmma; mma_stages=2" in sm90_problems(shallow, *operands)
     two = replace(Sm90Config(), decode_groups=2)
     assert any("compact" in p for p in sm90_problems(two, Sm90Operand(256, 4, "compact"), W4A4[1]))
 
@@ -153,12 +165,24 @@ def test_small_m_reads_the_weight_on_every_sm():
     config = sm90.choose(sm90.GemmShape(1, 7168, 16384))
     assert config.swap_ab and config.stream_k and config.tile_n == 16
     large = sm90.choose(sm90.GemmShape(8192, 8192, 8192))
-    assert (large.tile_m, large.tile_n, large.swap_ab, large.shares_k) == (256, 128, False, False)
+    assert (large.tile_m, large.tile_n, large.staged, large.shares_k) == (128, 256, True, False)
+
+
+def test_the_smaller_operand_is_staged():
+    for m, n in ((16384, 2048), (2048, 16384)):
+        config = sm90.choose(sm90.GemmShape(m, n, 4096))
+        assert config.staged and config.swap_ab == (m < n)
+
+
+def test_staging_is_not_worth_it_for_few_rows_of_the_other_operand():
+    # SwiGLU needs the columns of D, the weight, on the shared operand: 470 MB of it for 16 rows.
+    config = sm90.choose(sm90.GemmShape(16, 28672, 8192, staged_store=0, halves_columns=True))
+    assert not config.staged and not config.swap_ab
 
 
 def test_every_field_of_a_configuration_is_part_of_the_key():
     plan = Sm90GemmPlan("sm_90a", Sm90Config(), default_epilogue(1.0))
-    changes = {"decode_to": "bfloat16", "swap_ab": True, "stream_k": True}
+    changes = {"decode_to": "bfloat16", "swap_ab": True, "stream_k": True, "staged": True}
     for f in fields(Sm90Config):
         value = changes.get(f.name, getattr(plan.config, f.name) + 1 if f.name not in changes else None)
         assert replace(plan, config=replace(plan.config, **{f.name: value})).key != plan.key, f.name
@@ -175,10 +199,15 @@ def test_budget_table_names_every_part():
 # ---------------------------------------------------------------- generated code
 
 PLANS = {
-    "large": (sm90.LARGE, "nvfp4"),
-    "large_a16": (replace(sm90.LARGE_A16, decode_to="bfloat16"), "bfloat16"),
+    "wide": (replace(sm90.PAIRS[0], staged=True), "nvfp4"),
+    "wide_stream": (replace(sm90.WIDE, staged=True, swap_ab=True, stream_k=True), "nvfp4"),
+    "square": (replace(sm90.SQUARE, staged=True), "nvfp4"),
+    "decoded": (sm90.DECODED, "nvfp4"),
+    "wide_a16": (replace(sm90.PAIRS[0], swap_ab=True, decode_to="bfloat16"), "bfloat16"),
+    "square_a16": (replace(sm90.SQUARE, swap_ab=True, stream_k=True), "float16"),
     "small": (replace(sm90.SMALL[0], stream_k=True), "nvfp4"),
-    "small_a16": (replace(sm90.SMALL[0], stream_k=True), "float16"),
+    "small_square": (sm90.SMALL[-1], "nvfp4"),
+    "small_a16": (replace(sm90.direct(sm90.SMALL[0]), stream_k=True), "float16"),
 }
 
 
@@ -299,27 +328,40 @@ def test_batches(device):
     assert_same_bits(d.cpu(), expect(a, b))
 
 
-def run_config(config: Sm90Config, a: Nvfp4Operand, b: Nvfp4Operand, ctas: int) -> list[torch.Tensor]:
-    """D of two launches of one configuration, poisoned workspace, and the counters after them."""
-    plan = Sm90GemmPlan("sm_90a", config, default_epilogue(gemm_constant(448, 448), "row", "column"))
-    tiles = -(-b.rows // config.tile_m) * -(-a.rows // config.tile_n)
-    slots = config.partial_slots(tiles, ctas)
-    registers = config.m_atoms * config.tile_n // 2
-    partials = poisoned(slots, config.consumer_groups, registers, 128, dtype=torch.float32, device=a.device)
-    counters = torch.zeros(tiles * config.consumer_groups, dtype=torch.int32, device=a.device)
-    scales = [x.block_scales.view(torch.uint8).reshape(-1) for x in (a, b)]
+def plan_of(config: Sm90Config, a: Nvfp4Operand, b: Nvfp4Operand) -> Sm90GemmPlan:
+    """A plan with as many stages as fit, for operands without a batch."""
+    tree = default_epilogue(gemm_constant(448, 448), "row", "column")
+    plan = Sm90GemmPlan("sm_90a", config, tree, a_scales=a.scale_layout, b_scales=b.scale_layout)
+    return replace(plan, config=with_most_stages(config, *plan.operands()))
+
+
+def run_config(config: Sm90Config, a: Nvfp4Operand, b: Nvfp4Operand, ctas: int, times: int = 2) -> tuple:
+    """D of several launches of one configuration, and its buffers after them, which were poisoned."""
+    plan = plan_of(config, a, b)
+    assert sm90_problems(plan.config, *plan.operands()) == []
+    request = ops.GemmRequest(
+        a.rows, b.rows, a.k, 1, "bfloat16", "nvfp4", a.scale_layout, b.scale_layout, plan.epilogue
+    )
+    buffers = ops.buffers(plan, request, ctas, a.device)
+    for buffer in buffers:
+        if buffer.is_floating_point():
+            buffer.fill_(float("nan"))
+    scales = [ops._scales(x) for x in (a, b)]
     results = []
-    for _ in range(2):
+    for _ in range(times):
         d = poisoned(1, a.rows, b.rows, device=a.device)
-        tensors = (d, a.amax[None], b.amax[None], partials, counters)
+        tensors = (d, a.amax[None], b.amax[None], *buffers)
         kernel_cache.get(plan)(a.codes[None], scales[0], b.codes[None], scales[1], tensors, ctas)
         results.append(d[0].cpu())
-    return [*results, counters.cpu()]
+    return results, [buffer.cpu() for buffer in buffers]
 
 
 SHARED_K = {
-    "splits": replace(sm90.SMALL[1], load_stages=3, splits=3),
-    "stream": replace(sm90.SMALL[1], load_stages=3, stream_k=True),
+    "splits": replace(sm90.SMALL[1], splits=3),
+    "stream": replace(sm90.SMALL[1], stream_k=True),
+    "staged_splits": replace(sm90.SQUARE, swap_ab=True, staged=True, splits=3),
+    "staged_stream": replace(sm90.SQUARE, swap_ab=True, staged=True, stream_k=True),
+    "staged_stream_pairs": replace(sm90.PAIRS[0], swap_ab=True, staged=True, stream_k=True),
 }
 
 
@@ -331,33 +373,65 @@ def test_shared_k_repeats_bit_for_bit_and_leaves_counters_at_zero(device, name, 
     # 5 tiles of 4 stages: shares of 3 and 4 CTAs begin and end inside tiles.
     a, b = operand(9, 1024, 8, device=device), operand(600, 1024, 9, device=device)
     with running_on(device, seed=seed, sms=ctas):
-        first, second, counters = run_config(SHARED_K[name], a, b, ctas)
+        (first, second), buffers = run_config(SHARED_K[name], a, b, ctas)
     assert_same_bits(first, expect(a, b))
     assert_same_bits(first, second)
-    assert not counters.any()
+    assert not buffers[1].any()
 
 
 LARGE = {
-    "ab": sm90.LARGE,
-    "ab_bf16": replace(sm90.LARGE, decode_to="bfloat16", store_passes=1, mma_stages=2),
-    "ba": sm90.LARGE_A16,
+    "wide": replace(sm90.WIDE, staged=True),
+    "wide_pairs": replace(sm90.PAIRS[0], staged=True),
+    "wide_swapped": replace(sm90.PAIRS[0], staged=True, swap_ab=True),
+    "wide_bf16": replace(sm90.WIDE, staged=True, decode_to="bfloat16", k_blocks=1),
+    "wide_long": replace(sm90.WIDE, staged=True, k_blocks=4, store_passes=4),
+    "square_pairs": replace(sm90.SQUARE, staged=True, cluster=2, steps_per_group=1),
+    "tall": replace(sm90.WIDE, staged=True, tile_m=256, tile_n=128, fragment_registers=32),
+    "decoded": sm90.DECODED,
+    "decoded_bf16": replace(sm90.DECODED, decode_to="bfloat16", store_passes=1, mma_stages=2),
 }
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("device", "seed"), [("cpu", None), ("cpu", 5), pytest.param("cuda", None, marks=GPU.marks)])
 @pytest.mark.parametrize("name", LARGE)
-def test_large_tiles_whatever_the_heuristic_would_choose(device, name):
-    m, n, k = (300, 264, 256) if device == "cpu" else (1100, 1032, 2048)
-    a, b = operand(m, k, 8, device=device), operand(n, k, 9, device=device)
-    config = with_most_stages(LARGE[name], *sm90.GemmShape(m, n, k).operands(LARGE[name]))
+@pytest.mark.parametrize("layout", ["tiled", "compact"])
+def test_large_tiles_whatever_the_heuristic_would_choose(device, name, layout, seed):
+    # The emulator's K: half a stage is behind the end.
+    m, n, k = (300, 264, 320) if device == "cpu" else (1100, 1032, 2112)
+    a, b = operand(m, k, 8, layout=layout, device=device), operand(n, k, 9, layout=layout, device=device)
     ctas = 4 if device == "cpu" else 132
-    with running_on(device, sms=4):
-        plan = Sm90GemmPlan("sm_90a", config, default_epilogue(gemm_constant(448, 448), "row", "column"))
-        d = poisoned(1, m, n, device=device)
-        scales = [x.block_scales.view(torch.uint8).reshape(-1) for x in (a, b)]
-        tensors = (d, a.amax[None], b.amax[None])
-        kernel_cache.get(plan)(a.codes[None], scales[0], b.codes[None], scales[1], tensors, ctas)
-    assert_same_bits(d[0].cpu(), expect(a, b))
+    with running_on(device, seed=seed, sms=4):
+        (d,), _ = run_config(LARGE[name], a, b, ctas, times=1)
+    assert_same_bits(d, expect(a, b))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("layout", ["tiled", "compact"])
+@pytest.mark.parametrize("k_blocks", [1, 2, 4])
+@pytest.mark.parametrize("decode_to", ["float16", "bfloat16"])
+def test_the_staged_operand_is_the_decoded_one_in_the_kernels_order(device, layout, k_blocks, decode_to):
+    rows, k = 152, 320
+    a, b = operand(64, k, 1, device=device), operand(rows, k, 2, layout=layout, device=device)
+    passes = 4 if k_blocks == 4 else 2
+    config = replace(sm90.WIDE, staged=True, k_blocks=k_blocks, decode_to=decode_to, store_passes=passes)
+    with running_on(device):
+        _, buffers = run_config(config, a, b, 4, times=1)
+    # Slot 8 p + 2 t + e of sub-tile q of a stage is element pairs[p % 4][e] of word p // 4 of the quad's block t.
+    pairs, exponent = {
+        "float16": (((0, 2), (4, 6), (1, 3), (5, 7)), -6),
+        "bfloat16": (((0, 4), (1, 5), (2, 6), (3, 7)), -7),
+    }[decode_to]
+    values = torch.nn.functional.pad(_weight_values(b), (0, -k % (64 * k_blocks)))
+    blocks = values.view(rows, -1, 4 * k_blocks, 16)
+    order = [
+        [
+            (2 * k_blocks * (t // 2) + 2 * q + t % 2) * 16 + 8 * (p // 4) + pairs[p % 4][e]
+            for p in range(8) for t in range(4) for e in range(2)
+        ]
+        for q in range(k_blocks)
+    ]  # fmt: skip
+    expected = blocks.reshape(rows, -1, 64 * k_blocks)[..., torch.tensor(order)].reshape(rows, -1) * 2.0**exponent
+    assert_same_bits(buffers[-1][0], expected.to(getattr(torch, decode_to)))
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -365,6 +439,7 @@ def test_explain_says_what_runs(device):
     with running_on(device):
         a, b = operand(9, 208, 1, device=device), operand(48, 208, 2, device=device)
         text = cutefp4.gemm_plan(a, b, backend=BACKEND[device]).explain()
+    assert "decoded in registers" in text
     assert "W4A4 9x48x256" in text and "K = 208 is padded to 256" in text and "shared memory" in text
 
 
@@ -405,6 +480,37 @@ def test_w4a16(device, dtype, m, n, k):
     acc = (x.double() @ _weight_values(w).T).float()
     constant = torch.ones(()) / (6.0 * 448)
     assert_same_bits(y.cpu(), torch.relu(constant * (w.amax.cpu() * acc) + bias.float()))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("seed", [None, 7])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["wide", "pairs", "pairs_stream", "square", "small"])
+def test_w4a16_in_the_order_of_memory(device, seed, dtype, name):
+    config = {
+        "wide": sm90.WIDE,
+        "pairs": sm90.PAIRS[0],
+        "pairs_stream": replace(sm90.PAIRS[0], stream_k=True),
+        "square": replace(sm90.SQUARE, k_blocks=1, stream_k=True),
+        "small": replace(sm90.direct(sm90.SMALL[4]), stream_k=True),
+    }[name]
+    m, n, k = 270, 300, 320
+    w = operand(n, k, 12, layout="tiled" if seed else "compact", device=device)
+    x = torch.randint(-8, 9, (m, k), generator=torch.Generator().manual_seed(3)).to(getattr(torch, dtype)) / 4
+    tree = ops._tree(ops._default_text((448,), ("none", "column"), None, None, None, 1.0))
+    request = ops.GemmRequest(m, n, k, 1, "bfloat16", dtype, "tiled", w.scale_layout, tree)
+    config = replace(config, swap_ab=True, decode_to=dtype)
+    config = with_most_stages(config, *request.shape().operands(config), request.staged_store())
+    plan = ops.plan_with(config, request, "sm_90a")
+    ctas = 4 if device == "cpu" else 132
+    d = poisoned(1, m, n, device=device)
+    unused = torch.zeros(16, dtype=torch.uint8, device=device)
+    with running_on(device, seed=seed, sms=4):
+        tensors = (d, w.amax[None], *ops.buffers(plan, request, ctas, w.device))
+        kernel_cache.get(plan)(x[None].to(device), unused, w.codes[None], ops._scales(w), tensors, ctas)
+    acc = (x.double() @ _weight_values(w).T).float()
+    constant = torch.ones(()) / (6.0 * 448)
+    assert_same_bits(d[0].cpu(), (constant * (w.amax.cpu() * acc)).bfloat16())
 
 
 def test_w4a16_names_what_is_wrong():
@@ -495,7 +601,7 @@ def test_trees_are_checked_and_compared():
 
 @pytest.mark.gpu
 @pytest.mark.sm90
-@pytest.mark.parametrize(("m", "n", "k"), [(1, 7168, 2048), (300, 1024, 1024)])
+@pytest.mark.parametrize(("m", "n", "k"), [(1, 7168, 2048), (300, 1024, 1024), (2048, 4096, 2048)])
 def test_cuda_graph_and_side_stream(m, n, k):
     a, b = operand(m, k, 1, device="cuda"), operand(n, k, 2, device="cuda")
     d = poisoned(m, n, device="cuda")
@@ -517,7 +623,8 @@ def test_cuda_graph_and_side_stream(m, n, k):
 
 @pytest.mark.gpu
 @pytest.mark.sm90
-def test_torch_compile_keeps_one_graph():
-    a, b = operand(64, 256, 1, device="cuda"), operand(128, 256, 2, device="cuda")
+@pytest.mark.parametrize(("m", "n", "k"), [(64, 128, 256), (2048, 4096, 2048)])
+def test_torch_compile_keeps_one_graph(m, n, k):
+    a, b = operand(m, k, 1, device="cuda"), operand(n, k, 2, device="cuda")
     compiled = torch.compile(lambda: ops.gemm(a, b) + 1, fullgraph=True)
     assert_same_bits(compiled(), ops.gemm(a, b) + 1)

@@ -58,6 +58,10 @@ class Ring(DeviceStruct):
     def arrive_empty(self, index) -> None:
         cute.arch.mbarrier_arrive(self.empty + index)
 
+    def arrive_empty_at(self, index, cta) -> None:
+        """Arrive at the ring of one CTA of the cluster."""
+        cute.arch.mbarrier_arrive(self.empty + index, cta)
+
     def expect_bytes(self, state, count: int) -> None:
         """The producer's arrival, with the bytes that TMA will bring."""
         cute.arch.mbarrier_arrive_and_expect_tx(self.full + state.index, count)

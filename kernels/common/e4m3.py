@@ -40,6 +40,14 @@ def permute(low: Uint32, high: Uint32, selector: int, *, loc=None, ip=None) -> U
     return Uint32(llvm.inline_asm(T.i32(), arguments, code, "=r,r,r", has_side_effects=False, loc=loc, ip=ip))
 
 
+@dsl_user_op
+def permute_by(low: Uint32, high: Uint32, selector: Uint32, *, loc=None, ip=None) -> Uint32:
+    """`permute` with a selector that is known at run time."""
+    arguments = [value.ir_value(loc=loc, ip=ip) for value in (low, high, selector)]
+    code = "prmt.b32 $0, $1, $2, $3;"
+    return Uint32(llvm.inline_asm(T.i32(), arguments, code, "=r,r,r,r", has_side_effects=False, loc=loc, ip=ip))
+
+
 def _broadcast(both: Uint32) -> tuple[Uint32, Uint32]:
     return permute(both, both, 0x1010), permute(both, both, 0x3232)
 

@@ -1,13 +1,14 @@
 """Decoding packed NVFP4: the register operand in the consumers, the shared operand in the decode warpgroups.
 
-Both follow the K order of smem_layout.py and give e2m1 * e4m3 * 2^product_exponent in fp16 or bf16, exactly
+Both follow a K order of smem_layout.py and give e2m1 * e4m3 * 2^product_exponent in fp16 or bf16, exactly
 (number_format.py).
 
 Per 64 x 64 sub-tile of the register operand a thread reads, for its rows g and g + 8, one 8-byte block and one scale
 byte, and makes the 16 registers of four m64k16 fragments: 4 words of 15 (fp16) or 17 (bf16) instructions.
 
-16-bit activations as the shared operand only change their order of K: eight 16-byte reads, 32 PRMT and eight 16-byte
-writes per row.
+Beside 16-bit activations the weight keeps the order of memory. Then a thread needs byte t of all 8 words of a row's
+sub-tile and all 4 scales: two 16-byte reads, a PRMT per two bytes, and 11 (fp16) or 10 (bf16) instructions per two
+pairs instead of 7.5 or 8.5. That is why tiles with 256 activations are used: half the decoding per product.
 """
 
 import cutlass
@@ -18,9 +19,10 @@ from cutefp4.config import SCALE_TILE_BYTES, WARPGROUP, Sm90Config
 
 from ..common.device_struct import DeviceStruct
 from ..common.e2m1 import PAIRS_PER_WORD
-from ..common.e4m3 import permute
+from ..common.e4m3 import mul_x2, permute_by
+from ..scheduler import first_and_step
 from .number_format import FORMATS
-from .smem_layout import ROW_BYTES, load_byte, load_half, load_words, quad_block, store_words, swizzle_chunk
+from .smem_layout import ROW_BYTES, load_byte, load_half, load_words, store_words, swizzle_chunk
 
 CHUNKS = 2 * PAIRS_PER_WORD
 """16-byte chunks of a decoded 64-element row."""
@@ -74,19 +76,63 @@ class RegisterOperandReader(DeviceStruct):
             scale_bytes.append(load_byte(scales, tile + (m % 2) * 8 + h * 128 + scale_block_offset(2 * q)))
         return words, scale_bytes
 
+    def multipliers(self, fmt, scale_bytes: list) -> list:
+        """From `load`'s scale bytes: of row g and of row g + 8."""
+        return fmt.multipliers(scale_bytes[0] | (scale_bytes[1] << Uint32(8)))
 
-def decode_steps(fmt, words, multipliers, first: int, steps: int, fragment: cute.Tensor) -> None:
-    """Write the registers of `steps` m64k16 A fragments, 4 each: step s holds pairs 2s and 2s + 1 of rows g and g +
-    8."""
-    for s in range(first, first + steps):
-        for high in range(2):
+    def decode(self, fmt, words, multipliers, first: int, steps: int, fragment: cute.Tensor) -> None:
+        """Write the registers of `steps` m64k16 A fragments, 4 each: step s holds pairs 2s and 2s + 1 of rows g and g +
+        8."""
+        for s in range(first, first + steps):
+            for high in range(2):
+                for half in range(2):
+                    pair = fmt.scaled_pair(words[half][s // 2], 2 * (s % 2) + high, multipliers[half])
+                    fragment[4 * (s - first) + 2 * high + half] = pair
+
+
+class NaturalOrderReader(RegisterOperandReader):
+    """The same in the order of memory: thread t of a quad takes byte t of every word of its rows.
+
+    The k-slots {2t, 2t+1} and {2t+8, 2t+9} of step s are byte t of the words 2s and 2s + 1.
+    """
+
+    def __init__(self, config: Sm90Config, storage, group_row: Int32, thread: Int32):
+        super().__init__(config, storage, group_row, thread)
+        self.first_chunk = swizzle_chunk(config.k_blocks, self.row)
+        t = Uint32(self.t)
+        self.selector = t | ((t + Uint32(4)) << Uint32(4)) | (t << Uint32(8)) | ((t + Uint32(4)) << Uint32(12))
+
+    def scale_offset(self, scale_row0) -> Int32:
+        return scale_row_offset(self.config, scale_row0 + self.row)
+
+    def load(self, stage: Int32, size, scale_offset: Int32, m: int, q: int):
+        """All 8 words of rows g and g + 8, and their 4 scales as a word."""
+        codes = self.storage.landed_m + (stage * size.landed_m + self.row * self.pitch)
+        scales = self.storage.scales_m + (stage * size.scales_m + scale_offset)
+        words, scale_words = [], []
+        for h in range(2):
+            row = (64 * m + 8 * h) * self.pitch
+            halves = [load_words(codes, row + (self.first_chunk ^ chunk) * 16, 4) for chunk in (2 * q, 2 * q + 1)]
+            words.append(halves[0] + halves[1])
+            tile = (m // 2) * (self.config.k_blocks * SCALE_TILE_BYTES) + q * SCALE_TILE_BYTES
+            scale_words += load_words(scales, tile + (m % 2) * 8 + h * 128, 1)
+        return words, scale_words
+
+    def multipliers(self, fmt, scale_words: list) -> list:
+        """Of the 4 steps of row g and of row g + 8."""
+        return [[*fmt.multipliers(word), *fmt.multipliers(word >> Uint32(16))] for word in scale_words]
+
+    def decode(self, fmt, words, multipliers, first: int, steps: int, fragment: cute.Tensor) -> None:
+        for s in range(first, first + steps):
             for half in range(2):
-                pair = fmt.scaled_pair(words[half][s // 2], 2 * (s % 2) + high, multipliers[half])
-                fragment[4 * (s - first) + 2 * high + half] = pair
+                two = permute_by(words[half][2 * s], words[half][2 * s + 1], self.selector)
+                for high, pair in enumerate(fmt.natural_pairs(two)):
+                    scaled = mul_x2(fmt.ptx, pair, multipliers[half][s])
+                    fragment[4 * (s - first) + 2 * high + half] = scaled
 
 
-class SharedOperandWriter(DeviceStruct):
-    """The decode warpgroups: rows of the shared operand, as they land, to swizzled 16-bit rows that wgmma reads.
+class SharedOperandDecoder(DeviceStruct):
+    """The decode warpgroups: packed rows of the shared operand, as they land, to swizzled 16-bit rows for wgmma.
 
     A stage has k_blocks * tile_n rows of 64 elements (8 chunks of 16 bytes each). With as many of them as decode
     threads, a thread makes whole rows; with fewer, the chunks of a row are split over several warps, which take
@@ -124,10 +170,6 @@ class SharedOperandWriter(DeviceStruct):
         for chunk, words in self._chunks(bases, q, row, chunks):
             store_words(self.storage.decoded_n, row_base + (Int32(chunk) ^ (row % 8)) * 16, words)
 
-
-class SharedOperandDecoder(SharedOperandWriter):
-    """Decodes packed NVFP4."""
-
     def _chunks(self, bases, q: Int32, row: Int32, chunks: range):
         words, multipliers = self._load_row(bases, q, row)
         for chunk in chunks:
@@ -152,36 +194,11 @@ class SharedOperandDecoder(SharedOperandWriter):
         return words, [multiplier for pair in pairs for multiplier in self.fmt.multipliers(pair)]
 
 
-class ActivationReorderer(SharedOperandWriter):
-    """Brings 16-bit activations, landed in their natural order, into the K order of the decoded weight."""
-
-    def _chunks(self, bases, q: Int32, row: Int32, chunks: range):
-        config = self.config
-        sub_tile = config.tile_n * ROW_BYTES
-        base = bases[0] + row * ROW_BYTES
-        for half in sorted({chunk // PAIRS_PER_WORD for chunk in chunks}):
-            quads = []
-            for t in range(4):
-                block = quad_block(config.k_blocks, 0, t) + 2 * q
-                chunk = (2 * (block % 4) + half) ^ (row % 8)
-                quads.append(load_words(self.storage.landed_n, base + (block // 4) * sub_tile + chunk * 16, 4))
-            for chunk in chunks:
-                if chunk // PAIRS_PER_WORD == half:
-                    low, high = self.fmt.pairs[chunk % PAIRS_PER_WORD]
-                    yield chunk, [_pick_pair(words, low, high) for words in quads]
-
-
-def _pick_pair(words: list, low: int, high: int) -> Uint32:
-    """Elements `low` and `high`, both even or both odd, of eight 16-bit elements in four words."""
-    return permute(words[low // 2], words[high // 2], 0x7632 if low % 2 else 0x5410)
-
-
 @cute.jit
-def decode_role(scheduler, load_ring, mma_ring, writer: SharedOperandWriter, size: cutlass.Constexpr, lane: Int32):
+def decode_role(scheduler, load_ring, mma_ring, writer: SharedOperandDecoder, size: cutlass.Constexpr, lane: Int32):
     """Make the shared operand of every stage of every work tile of this CTA (the decode warpgroups)."""
     load_state, mma_state = load_ring.consumer_state(), mma_ring.producer_state()
-    first, _, _ = cute.arch.block_idx()
-    step, _, _ = cute.arch.grid_dim()
+    first, step = first_and_step()
     for index in cutlass.range(first, scheduler.total(), step, unroll=1):
         work = scheduler.work(index)
         scale_row0 = first_scale_row(work.n, writer.config.tile_n)

@@ -8,18 +8,22 @@
     D    (L, M, N)
 
 One operand is the *register operand* (rows on the M of wgmma, decoded in registers), the other the *shared operand*
-(rows on the N of wgmma, decoded once into shared memory). They are A and B, or with config.swap_ab B and A: small M,
-and W4A16.
+(rows on the N of wgmma). They are A and B, or with config.swap_ab B and A: small M, and W4A16. wgmma reads 16 bits of
+the shared operand from shared memory. They are decoded there by decode warps; or, `config.staged`, once per call into
+global memory by a kernel that runs before this one (stage_operand.py); or they are the activations of W4A16.
+
+Why staged: decoding 256 + 128 rows for every 256x128 tile left the tensor core idle a third of the time.
 
 Warp roles, one CTA per SM:
 
     decode_groups warpgroups     write the shared operand (tile_n rows) to smem in wgmma's layout     decode.py
     consumer_groups warpgroups   decode the register operand and issue wgmma, then the epilogue       mma.py,
     ../epilogue
-    the last warp(group)         one warp issues TMA loads, three copy compact scales                 loader.py
+    the last warp(group)         a warp issues TMA loads of packed rows, one those of 16-bit rows,    loader.py
+                                 two copy compact scales
 
-    load ring     packed tiles        filled by TMA                 drained by decode and consumer warps
-    mma ring      decoded tiles       filled by the decode warps    drained by the consumer warps
+    load ring     packed tiles        filled by TMA                     drained by decode and consumer warps
+    mma ring      16-bit tiles        filled by decode warps, or TMA    drained by the consumer warps
 
 The grid is persistent. The consumer warpgroups do not wait for each other: while one stores its tile the other one
 multiplies, and loads and decoding of the next tile go on.
@@ -34,18 +38,30 @@ from cutlass.cute.nvgpu import OperandMajorMode, cpasync, warpgroup
 from cutlass.cute.runtime import make_fake_compact_tensor, make_fake_stream
 
 from cutefp4 import epilogue as nodes
-from cutefp4.config import Sm90Config, sm90_registers, store_slots
+from cutefp4.config import sm90_registers, store_slots
 from cutefp4.gemm_plan import Sm90GemmPlan
 
 from ..common.barriers import Ring, RingSpec
 from ..epilogue import tile as tile_epilogue
 from ..epilogue.staged_store import matrix_tma
-from ..scheduler import StaticScheduler, StreamKScheduler
-from .decode import ActivationReorderer, RegisterOperandReader, SharedOperandDecoder, decode_role
-from .loader import SCALE_WARPS, CompactScaleLoader, OperandLoader, compact_scale_role, load_role, operand_tma
+from ..scheduler import ClusterScheduler, StaticScheduler, StreamKScheduler, first_and_step
+from .decode import NaturalOrderReader, RegisterOperandReader, SharedOperandDecoder, decode_role
+from .loader import (
+    SCALE_WARPS,
+    CompactScaleLoader,
+    PackedLoader,
+    SharedLoader,
+    compact_scale_role,
+    decoded_layout,
+    load_role,
+    packed_tma,
+    shared_load_role,
+    shared_tma,
+)
 from .mma import WarpgroupMma, mainloop
 from .number_format import FORMATS
 from .smem_layout import allocate, stage_bytes
+from .stage_operand import OperandStager
 
 
 def ring_specs(plan: Sm90GemmPlan) -> tuple[RingSpec, RingSpec]:
@@ -56,7 +72,7 @@ def ring_specs(plan: Sm90GemmPlan) -> tuple[RingSpec, RingSpec]:
     compact = any(operand.scales == "compact" for operand in plan.operands())
     return (
         RingSpec("load", config.load_stages, 1 + (32 * SCALE_WARPS if compact else 0), consumers + decoders),
-        RingSpec("mma", config.mma_stages, decoders, consumers),
+        RingSpec("mma", config.mma_stages, decoders or 1, consumers * config.cluster),
     )
 
 
@@ -91,18 +107,27 @@ class Sm90Gemm:
             first, second = second, first
         l, rows_m, bytes_k = first[0].shape
         rows_n = second[0].shape[1]
-        tma_m = operand_tma(*first, self.operand_m, config)
-        tma_n = operand_tma(*second, self.operand_n, config)
+        if cutlass.const_expr(config.staged):
+            staged = epilogue_tensors[-1]
+            OperandStager(self.format, self.plan.staged_scales(), config.k_blocks).launch(*second, staged, stream)
+            second = (staged, None)
+        tma_m = packed_tma(*first, self.operand_m, config)
+        if cutlass.const_expr(config.decode_groups > 0):
+            tma_n = packed_tma(*second, self.operand_n, config)
+        else:
+            tma_n = shared_tma(second[0], config)
         tma_d = self.epilogue_tma(epilogue_tensors)
         compact = [
             (side, scales)
             for side, scales, operand in (("m", first[1], self.operand_m), ("n", second[1], self.operand_n))
             if operand.scales == "compact"
         ]
-        tiles_m, tiles_n = cute.ceil_div(rows_m, config.tile_m), cute.ceil_div(rows_n, config.tile_n)
+        tiles_m = cute.ceil_div(rows_m, config.tile_m * config.cluster)
+        tiles_n = cute.ceil_div(rows_n, config.tile_n)
         k_stages = cute.ceil_div(bytes_k * 2, config.tile_k)
+        clusters = sms // config.cluster
         if cutlass.const_expr(config.stream_k):
-            scheduler = StreamKScheduler(tiles_m, tiles_n, l, k_stages, config.raster_group, sms)
+            scheduler = StreamKScheduler(tiles_m, tiles_n, l, k_stages, config.raster_group, clusters)
         else:
             scheduler = StaticScheduler(tiles_m, tiles_n, l, k_stages, config.raster_group, config.splits)
         tiled_mma = cute.make_tiled_mma(
@@ -120,9 +145,11 @@ class Sm90Gemm:
         self.kernel(
             tma_m, tma_n, tma_d, compact_tensors, tiled_mma, epilogue_tensors, (rows_m, rows_n), scheduler
         ).launch(
-            grid=[scheduler.ctas(sms), 1, 1],
+            grid=[scheduler.ctas(clusters) * config.cluster, 1, 1],
             block=[config.threads, 1, 1],
+            cluster=[config.cluster, 1, 1],
             min_blocks_per_mp=1,
+            use_pdl=config.staged,
             stream=stream,
         )
 
@@ -156,32 +183,59 @@ class Sm90Gemm:
             for slot in cutlass.range_constexpr(self.tile_slots):
                 cute.arch.mbarrier_init(storage.tile_full + slot, 1)
             cute.arch.mbarrier_init_fence()
-        cute.arch.sync_threads()
+        rank = Int32(0)
+        if cutlass.const_expr(config.cluster > 1):
+            # Barriers of the whole cluster are ready before anybody signals them.
+            cute.arch.cluster_arrive_relaxed()
+            cute.arch.cluster_wait()
+            rank = cute.arch.make_warp_uniform(cute.arch.block_idx_in_cluster())
+            scheduler = ClusterScheduler(scheduler, config.cluster, rank)
+        else:
+            cute.arch.sync_threads()
 
-        first_consumer = config.decode_groups
         load_group = config.decode_groups + config.consumer_groups
         if group == load_group:
-            if cutlass.const_expr(config.decode_groups == 1):
+            if cutlass.const_expr(config.decode_groups < 2):
                 cute.arch.setmaxregister_decrease(self.registers.load)
             if warp == 4 * load_group:
-                loader_m = OperandLoader(tma_m, storage.landed_m, storage.scales_m, self.operand_m, config)
-                loader_n = OperandLoader(tma_n, storage.landed_n, storage.scales_n, self.operand_n, config)
-                loader_m.prefetch_descriptors()
-                loader_n.prefetch_descriptors()
-                load_role(scheduler, load_ring, loader_m, loader_n, size.tma)
+                loader_m = PackedLoader(tma_m, storage.landed_m, storage.scales_m, self.operand_m, config)
+                loaders = [("m", loader_m)]
+                if cutlass.const_expr(config.decode_groups > 0):
+                    loader_n = PackedLoader(tma_n, storage.landed_n, storage.scales_n, self.operand_n, config)
+                    loaders.append(("n", loader_n))
+                for _, loader in loaders:
+                    loader.prefetch_descriptors()
+                load_role(scheduler, load_ring, loaders, config, size.tma)
+            elif warp == 4 * load_group + 1:
+                if cutlass.const_expr(config.decode_groups == 0):
+                    if cutlass.const_expr(config.staged):
+                        # Everything else may begin before the staging kernel has ended.
+                        cute.arch.griddepcontrol_wait()
+                    loader = SharedLoader(tma_n, storage.decoded_n, self.format.dtype, config, rank)
+                    shared_load_role(scheduler, mma_ring, loader, config, size.decoded_n)
             elif cutlass.const_expr(len(compact_tensors) > 0):
-                loaders = self.compact_loaders(compact_tensors, storage, thread - 128 * load_group - 32)
-                compact_scale_role(scheduler, load_ring, loaders)
-        elif group < first_consumer:
-            cute.arch.setmaxregister_decrease(self.registers.decode)
-            kind = SharedOperandDecoder if self.operand_n.bits == 4 else ActivationReorderer
-            decode_role(scheduler, load_ring, mma_ring, kind(config, storage, thread), size, lane)
+                loaders = self.compact_loaders(compact_tensors, storage, thread - 128 * load_group - 64)
+                compact_scale_role(scheduler, load_ring, loaders, config)
+        elif cutlass.const_expr(config.decode_groups > 0):
+            if group < config.decode_groups:
+                cute.arch.setmaxregister_decrease(self.registers.decode)
+                decoder = SharedOperandDecoder(config, storage, thread)
+                decode_role(scheduler, load_ring, mma_ring, decoder, size, lane)
+            else:
+                self.consume(scheduler, load_ring, mma_ring, storage, tiled_mma, epilogue_tensors, sizes, tma_d)
         else:
-            cute.arch.setmaxregister_increase(self.registers.consumer)
-            tensors = dict(zip(self.plan.tensor_names(), epilogue_tensors, strict=True))
-            consumer = group - first_consumer
-            epilogue = tile_epilogue.bind(self.epilogue, config, tensors, sizes, storage, tma_d, consumer, thread % 128)
-            self.consumer_role(scheduler, (load_ring, mma_ring), storage, tiled_mma, epilogue, consumer, thread % 128)
+            self.consume(scheduler, load_ring, mma_ring, storage, tiled_mma, epilogue_tensors, sizes, tma_d)
+
+    def consume(self, scheduler, load_ring, mma_ring, storage, tiled_mma, epilogue_tensors, sizes, tma_d):
+        """A consumer warpgroup's part of the kernel."""
+        thread, _, _ = cute.arch.thread_idx()
+        consumer = cute.arch.make_warp_uniform(cute.arch.warp_idx()) // 4 - self.config.decode_groups
+        cute.arch.setmaxregister_increase(self.registers.consumer)
+        tensors = dict(zip(self.plan.tensor_names(), epilogue_tensors, strict=True))
+        epilogue = tile_epilogue.bind(
+            self.epilogue, self.config, tensors, sizes, storage, tma_d, consumer, thread % 128
+        )
+        self.consumer_role(scheduler, (load_ring, mma_ring), storage, tiled_mma, epilogue, consumer, thread % 128)
 
     def compact_loaders(self, tensors: tuple, storage, thread: Int32) -> list:
         """(side, loader) of the operands with compact scales."""
@@ -198,12 +252,13 @@ class Sm90Gemm:
     def consumer_role(self, scheduler, rings, storage, tiled_mma, epilogue, consumer: Int32, thread: Int32):
         """Mainloop and epilogue of one consumer warpgroup for every work tile of this CTA."""
         config = self.config
-        shared_operand = decoded_operand(config, storage, self.format.dtype)
-        mma = WarpgroupMma(tiled_mma, shared_operand, config)
-        reader = RegisterOperandReader(config, storage, consumer * (64 * config.m_atoms), thread)
+        layout = decoded_layout(config, self.format.dtype)
+        pointer = cute.recast_ptr(storage.decoded_n, layout.inner, dtype=self.format.dtype)
+        mma = WarpgroupMma(tiled_mma, cute.make_tensor(pointer, layout.outer), config)
+        kind = NaturalOrderReader if config.natural_order else RegisterOperandReader
+        reader = kind(config, storage, consumer * (64 * config.m_atoms), thread)
         states = rings[0].consumer_state(), rings[1].consumer_state()
-        first, _, _ = cute.arch.block_idx()
-        step, _, _ = cute.arch.grid_dim()
+        first, step = first_and_step(config.cluster)
         tiles = Int32(0)
         for index in cutlass.range(first, scheduler.total(), step, unroll=1):
             work = scheduler.work(index)
@@ -216,16 +271,6 @@ class Sm90Gemm:
                 tiles = epilogue.store_tile(work, mma.acc, prefetched, tiles)
         if cutlass.const_expr(self.plan.staged_store() > 0):
             epilogue.staged.drain()
-
-
-def decoded_operand(config: Sm90Config, storage, dtype) -> cute.Tensor:
-    """The decoded shared operand as wgmma sees it: (tile_n, tile_k, mma_stages), 128-byte swizzle."""
-    layout = cute.tile_to_shape(
-        warpgroup.make_smem_layout_atom(warpgroup.SmemLayoutAtomKind.K_SW128, dtype),
-        (config.tile_n, config.tile_k, config.mma_stages),
-        order=(0, 1, 2),
-    )
-    return cute.make_tensor(cute.recast_ptr(storage.decoded_n, layout.inner, dtype=dtype), layout.outer)
 
 
 DTYPES = {"bfloat16": BFloat16, "float16": Float16, "float32": Float32}
@@ -267,6 +312,9 @@ def _epilogue_fakes(plan: Sm90GemmPlan, l, m, n) -> tuple:
         registers = plan.config.m_atoms * plan.config.tile_n // 2
         fakes.append(_matrix(Float32, cute.sym_int(), plan.config.consumer_groups, registers, 128))
         fakes.append(_matrix(Int32, cute.sym_int(), align=4))
+    if plan.config.staged:
+        staged_k = cute.sym_int(divisibility=plan.config.tile_k)
+        fakes.append(_matrix(DTYPES[plan.config.decode_to], cute.sym_int(), cute.sym_int(), staged_k))
     return tuple(fakes)
 
 

@@ -1,9 +1,12 @@
-"""The load warps: packed rows (or 16-bit activations) and block scales into the load ring.
+"""The load warps: packed rows and block scales into the load ring, 16-bit rows into the MMA ring.
 
-TMA brings rows and tiled scales; one elected thread of one warp issues. It fills what lies outside a matrix with zeros,
+TMA brings rows and tiled scales; one elected thread of a warp issues. It fills what lies outside a matrix with zeros,
 and zero codes with zero scales add nothing, so tails in M, N and K need no other code.
 
-Compact scales, rows of K/16 bytes, have no row pitch that TMA accepts. The other three warps of the load warpgroup copy
+A shared operand of 16 bits (staged, or activations) has a warp of its own. In a cluster each CTA loads a slice of its
+rows and multicasts it to the others.
+
+Compact scales, rows of K/16 bytes, have no row pitch that TMA accepts. Two more warps of the load warpgroup copy
 them with 4-byte cp.async (the 4 scales of one row and 64 elements of K) to where the 128x4 tile has them; after that
 nothing knows the difference.
 """
@@ -15,14 +18,14 @@ from cutlass._mlir.dialects import llvm
 from cutlass.cute.nvgpu import cpasync, warpgroup
 from cutlass.cutlass_dsl import dsl_user_op
 
-from cutefp4.config import SCALE_TILE_BYTES, Sm90Config, Sm90Operand, scale_rows
+from cutefp4.config import K_BLOCK, SCALE_TILE_BYTES, Sm90Config, Sm90Operand, scale_rows
 
 from ..common.device_struct import DeviceStruct
-from .number_format import FORMATS
+from ..scheduler import first_and_step
 
 SCALE_WORDS = SCALE_TILE_BYTES // 4
-SCALE_WARPS = 3
-"""Warps of the load warpgroup that copy compact scales."""
+SCALE_WARPS = 2
+"""Warps of the load warpgroup that copy compact scales: the last ones."""
 
 _PACKED_SWIZZLE = {
     1: warpgroup.SmemLayoutAtomKind.K_SW32,
@@ -31,14 +34,17 @@ _PACKED_SWIZZLE = {
 }
 
 
-def landed_layout(config: Sm90Config, operand: Sm90Operand, dtype):
-    """Staged, swizzled shared layout (rows, row elements of dtype, load_stages): bytes of codes, or activations."""
-    if operand.bits == 4:
-        kind, columns = _PACKED_SWIZZLE[config.k_blocks], config.tile_k // 2
-    else:
-        kind, columns = warpgroup.SmemLayoutAtomKind.K_SW128, config.tile_k
-    atom = warpgroup.make_smem_layout_atom(kind, dtype)
-    return cute.tile_to_shape(atom, (operand.rows, columns, config.load_stages), order=(0, 1, 2))
+def code_layout(config: Sm90Config, rows: int):
+    """Swizzled shared layout (rows, bytes of codes, load_stages)."""
+    atom = warpgroup.make_smem_layout_atom(_PACKED_SWIZZLE[config.k_blocks], Uint8)
+    return cute.tile_to_shape(atom, (rows, config.tile_k // 2, config.load_stages), order=(0, 1, 2))
+
+
+def decoded_layout(config: Sm90Config, dtype, slices: int = 1):
+    """Swizzled shared layout (tile_n / slices, K of an MMA stage, mma_stages * slices) of the 16-bit shared operand."""
+    atom = warpgroup.make_smem_layout_atom(warpgroup.SmemLayoutAtomKind.K_SW128, dtype)
+    shape = (config.tile_n // slices, K_BLOCK * config.mma_blocks, config.mma_stages * slices)
+    return cute.tile_to_shape(atom, shape, order=(0, 1, 2))
 
 
 def scale_layout(config: Sm90Config, operand: Sm90Operand):
@@ -46,24 +52,28 @@ def scale_layout(config: Sm90Config, operand: Sm90Operand):
     return cute.make_layout((SCALE_WORDS, config.k_blocks, scale_rows(operand.rows), config.load_stages))
 
 
-def operand_tma(rows: cute.Tensor, scales, operand: Sm90Operand, config: Sm90Config) -> tuple:
-    """TMA descriptors of one operand.
+def _rows_columns_batch(rows: cute.Tensor) -> cute.Tensor:
+    """(L, R, columns) as (R, columns, L)."""
+    l, r, columns = rows.shape
+    return cute.make_tensor(rows.iterator, cute.make_layout((r, columns, l), stride=(columns, 1, r * columns)))
+
+
+def packed_tma(codes: cute.Tensor, scales, operand: Sm90Operand, config: Sm90Config) -> tuple:
+    """TMA descriptors of a packed operand.
 
     Args:
-        rows: codes (L, R, K/2) uint8, or activations (L, R, K).
+        codes: (L, R, K/2) uint8.
         scales: flat bytes, tiled; anything else if the operand's scales are not tiled.
 
     Returns:
-        (atom, coordinates (R, columns, L)) of the rows, and with tiled scales (atom, coordinates (128 words, K tiles,
-        row tiles, L)).
+        (atom, coordinates (R, K/2, L)) of the codes, and with tiled scales (atom, coordinates (128 words, K tiles, row
+        tiles, L)).
     """
-    l, r, columns = rows.shape
-    rkl = cute.make_tensor(rows.iterator, cute.make_layout((r, columns, l), stride=(columns, 1, r * columns)))
+    l, r, columns = codes.shape
     op = cpasync.CopyBulkTensorTileG2SOp()
-    layout = landed_layout(config, operand, rows.element_type)
-    stage = cute.slice_(layout, (None, None, 0))
-    box = (operand.rows, config.tile_k // 2 if operand.bits == 4 else config.tile_k)
-    result = tuple(cpasync.make_tiled_tma_atom(op, rkl, stage, box))[:2]
+    stage = cute.slice_(code_layout(config, operand.rows), (None, None, 0))
+    box = (operand.rows, config.tile_k // 2)
+    result = tuple(cpasync.make_tiled_tma_atom(op, _rows_columns_batch(codes), stage, box))[:2]
     if operand.scales != "tiled":
         return result
     shape = (SCALE_WORDS, cute.ceil_div(columns, 32), cute.ceil_div(r, 128), l)
@@ -73,16 +83,22 @@ def operand_tma(rows: cute.Tensor, scales, operand: Sm90Operand, config: Sm90Con
     return (*result, *tuple(cpasync.make_tiled_tma_atom(op, words, stage, box))[:2])
 
 
-class OperandLoader(DeviceStruct):
-    """Issues the TMA copies of one operand into its stages."""
+def shared_tma(rows: cute.Tensor, config: Sm90Config) -> tuple:
+    """TMA atom and coordinates (R, K, L) of a 16-bit shared operand (L, R, K), for boxes of one CTA's slice."""
+    op = cpasync.CopyBulkTensorTileG2SMulticastOp() if config.cluster > 1 else cpasync.CopyBulkTensorTileG2SOp()
+    stage = cute.slice_(decoded_layout(config, rows.element_type, config.cluster), (None, None, 0))
+    box = (config.tile_n // config.cluster, K_BLOCK)
+    return tuple(cpasync.make_tiled_tma_atom(op, _rows_columns_batch(rows), stage, box))[:2]
+
+
+class PackedLoader(DeviceStruct):
+    """Issues the TMA copies of one packed operand into its load stages."""
 
     def __init__(self, tma: tuple, landed, scales, operand: Sm90Operand, config: Sm90Config):
         self.atom, self.operand, self.config = tma[0], operand, config
-        dtype = Uint8 if operand.bits == 4 else FORMATS[config.decode_to].dtype
-        layout = landed_layout(config, operand, dtype)
-        smem = cute.make_tensor(cute.recast_ptr(landed, layout.inner, dtype=dtype), layout.outer)
-        columns = config.tile_k // 2 if operand.bits == 4 else config.tile_k
-        self.smem, self.gmem = _partition(tma[0], smem, tma[1], (operand.rows, columns))
+        layout = code_layout(config, operand.rows)
+        smem = cute.make_tensor(cute.recast_ptr(landed, layout.inner, dtype=Uint8), layout.outer)
+        self.smem, self.gmem = _partition(tma[0], smem, tma[1], (operand.rows, config.tile_k // 2))
         self.scales_atom = self.smem_scales = self.gmem_scales = ()
         if operand.scales == "tiled":
             smem = cute.make_tensor(cute.recast_ptr(scales, dtype=Int32), scale_layout(config, operand))
@@ -105,6 +121,23 @@ class OperandLoader(DeviceStruct):
             cute.copy(self.scales_atom, source, self.smem_scales[(None, stage)], tma_bar_ptr=barrier)
 
 
+class SharedLoader(DeviceStruct):
+    """Issues the TMA copies of a 16-bit shared operand: this CTA's slice of each MMA stage, to its whole cluster."""
+
+    def __init__(self, tma: tuple, decoded, dtype, config: Sm90Config, rank: Int32):
+        self.atom, self.config, self.rank = tma[0], config, rank
+        layout = decoded_layout(config, dtype, config.cluster)
+        smem = cute.make_tensor(cute.recast_ptr(decoded, layout.inner, dtype=dtype), layout.outer)
+        self.smem, self.gmem = _partition(tma[0], smem, tma[1], (config.tile_n // config.cluster, K_BLOCK))
+
+    def issue(self, tile: Int32, k: Int32, l: Int32, stage: Int32, barrier: cute.Pointer) -> None:
+        """Copy this CTA's rows of tile `tile`, block `k` of 64 along K of batch `l`; completes on `barrier`."""
+        cluster = self.config.cluster
+        source = self.gmem[(None, tile * cluster + self.rank, k, l)]
+        multicast = {"mcast_mask": cutlass.Int16((1 << cluster) - 1)} if cluster > 1 else {}
+        cute.copy(self.atom, source, self.smem[(None, stage * cluster + self.rank)], tma_bar_ptr=barrier, **multicast)
+
+
 def _partition(atom, smem: cute.Tensor, gmem: cute.Tensor, box: tuple):
     """TMA's view of a staged shared tensor and of a global tensor cut into boxes."""
     tiles = cute.local_tile(gmem, box, (None,) * cute.rank(gmem))
@@ -115,22 +148,43 @@ def _partition(atom, smem: cute.Tensor, gmem: cute.Tensor, box: tuple):
 
 
 @cute.jit
-def load_role(scheduler, ring, loader_m: OperandLoader, loader_n: OperandLoader, tma_bytes: cutlass.Constexpr):
-    """Fill the load ring for every work tile of this CTA (one warp)."""
+def load_role(scheduler, ring, loaders: list, config: cutlass.Constexpr, tma_bytes: cutlass.Constexpr):
+    """Fill the load ring for every work tile of this CTA (one warp). loaders: (side "m" or "n", PackedLoader)."""
     state = ring.producer_state()
-    first, _, _ = cute.arch.block_idx()
-    step, _, _ = cute.arch.grid_dim()
+    first, step = first_and_step(config.cluster)
     for index in cutlass.range(first, scheduler.total(), step, unroll=1):
         work = scheduler.work(index)
         for k in cutlass.range(work.k_begin, work.k_begin + work.k_count, unroll=1):
             ring.wait_empty(state)
             with cute.arch.elect_one():
                 ring.expect_bytes(state, tma_bytes)
-            barrier = ring.full + state.index
-            loader_m.issue(work.m, k, work.l, state.index, barrier)
-            loader_n.issue(work.n, k, work.l, state.index, barrier)
+            for side, loader in loaders:
+                loader.issue(work.m if side == "m" else work.n, k, work.l, state.index, ring.full + state.index)
             state.advance()
-    # Leave only when every stage has been read: the CTA's shared memory must outlive the copies in flight.
+    drain(ring, state)
+
+
+@cute.jit
+def shared_load_role(scheduler, ring, loader: SharedLoader, config: cutlass.Constexpr, stage_bytes: cutlass.Constexpr):
+    """Fill the MMA ring for every work tile of this CTA (one warp)."""
+    state = ring.producer_state()
+    first, step = first_and_step(config.cluster)
+    for index in cutlass.range(first, scheduler.total(), step, unroll=1):
+        work = scheduler.work(index)
+        k_begin, k_end = work.k_begin * config.k_blocks, (work.k_begin + work.k_count) * config.k_blocks
+        for k in cutlass.range(k_begin, k_end, unroll=1):
+            ring.wait_empty(state)
+            with cute.arch.elect_one():
+                ring.expect_bytes(state, stage_bytes)
+            loader.issue(work.n, k, work.l, state.index, ring.full + state.index)
+            state.advance()
+    drain(ring, state)
+
+
+@cute.jit
+def drain(ring, state):
+    """Wait until every stage has been read: shared memory must outlive the copies into it, and in a cluster its
+    barriers the other CTAs' arrivals."""
     for _ in cutlass.range_constexpr(ring.spec.stages):
         ring.wait_empty(state)
         state.advance()
@@ -177,11 +231,10 @@ class CompactScaleLoader(DeviceStruct):
 
 
 @cute.jit
-def compact_scale_role(scheduler, ring, loaders: list):
+def compact_scale_role(scheduler, ring, loaders: list, config: cutlass.Constexpr):
     """Fill the scales of the load ring for every work tile of this CTA (SCALE_WARPS warps)."""
     state = ring.producer_state()
-    first, _, _ = cute.arch.block_idx()
-    step, _, _ = cute.arch.grid_dim()
+    first, step = first_and_step(config.cluster)
     for index in cutlass.range(first, scheduler.total(), step, unroll=1):
         work = scheduler.work(index)
         for k in cutlass.range(work.k_begin, work.k_begin + work.k_count, unroll=1):

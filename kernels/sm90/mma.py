@@ -3,7 +3,7 @@
 The unit is a *group*: `steps_per_group` m64nNk16 wgmma with A in registers, of one 64-row tile m and one sub-tile of 64
 along K. A group's fragment is decoded right before its wgmma are issued, while earlier groups run. Fragments rotate
 through a ring of buffers (`fragment_registers` in all); `wait_group(buffers - 1)` before a decode keeps as many groups
-in flight as there are other buffers.
+in flight as there are other buffers. It also says which MMA stages nobody of this warpgroup reads any more.
 
 ptxas must see that no register of a running wgmma is touched, or it serialises all of them (warning C7513, and DEPBAR
 ... 0x0 after every HGMMA). Packed words are read one 64-row tile ahead of their use, but only within a stage: reading
@@ -18,7 +18,7 @@ from cutlass.cute.nvgpu import warpgroup
 from cutefp4.config import K_BLOCK, Sm90Config
 
 from ..common.device_struct import DeviceStruct
-from .decode import RegisterOperandReader, decode_steps, first_scale_row
+from .decode import RegisterOperandReader, first_scale_row
 from .number_format import FORMATS
 
 STEPS = K_BLOCK // 16
@@ -34,9 +34,7 @@ class WarpgroupMma(DeviceStruct):
         self.fragment_n = tiled_mma.make_fragment_B(thread_mma.partition_B(shared_operand))
         acc_shape = tiled_mma.partition_shape_C((64, config.tile_n))
         self.acc = [cute.make_rmem_tensor(acc_shape, Float32) for _ in range(config.m_atoms)]
-        self.groups = config.m_atoms * config.k_blocks * STEPS // config.steps_per_group
-        # A whole number of rounds per stage, so that a group's buffer is known at compile time.
-        self.buffers = min(self.groups, config.fragment_registers // (4 * config.steps_per_group))
+        self.buffers = config.fragment_buffers
         shape = tiled_mma.partition_shape_A((64, 16 * config.steps_per_group))
         self.fragments = [tiled_mma.make_fragment_A(shape) for _ in range(self.buffers)]
         self.registers = [cute.recast_tensor(f, Uint32) for f in self.fragments]
@@ -70,9 +68,10 @@ def mainloop(
     fmt = FORMATS[config.decode_to]
     parts = config.m_atoms * config.k_blocks
     per_part = STEPS // config.steps_per_group
+    per_mma_stage, in_flight = config.groups_per_mma_stage, config.stages_in_flight
+    mma_stages_per_load = config.k_blocks // config.mma_blocks
     mma.clear()
     mma.tiled_mma.set(warpgroup.Field.ACCUMULATE, True)
-    previous = mma_state.index
     scale_offset = reader.scale_offset(first_scale_row(work.m, config.tile_m))
     for k in cutlass.range(work.k_count, unroll=1):
         load_ring.wait_full(load_state)
@@ -80,27 +79,28 @@ def mainloop(
         ahead = reader.load(stage, size, scale_offset, 0, 0)
         for part in cutlass.range_constexpr(parts):
             q, m = part // config.m_atoms, part % config.m_atoms
-            words, scale_bytes = ahead
+            words, scales = ahead
             if cutlass.const_expr(part < parts - 1):
                 ahead = reader.load(
                     stage, size, scale_offset, (part + 1) % config.m_atoms, (part + 1) // config.m_atoms
                 )
-            multipliers = fmt.multipliers(scale_bytes[0] | (scale_bytes[1] << Uint32(8)))
+            multipliers = reader.multipliers(fmt, scales)
             for i in cutlass.range_constexpr(per_part):
                 group = part * per_part + i
                 buffer = group % mma.buffers
                 # This buffer's last group is done ...
                 warpgroup.wait_group(mma.buffers - 1)
-                if cutlass.const_expr(group == mma.buffers - 1):
-                    # ... and with it the previous stage of the shared operand.
-                    if k > 0:
-                        if lane == 0:
-                            mma_ring.arrive_empty(previous)
+                if cutlass.const_expr(group % per_mma_stage == (mma.buffers - 1) % per_mma_stage):
+                    # ... and with it a whole stage of the shared operand.
+                    if k * mma_stages_per_load + group // per_mma_stage >= in_flight:
+                        release(config, mma_ring, mma_state.index - in_flight, lane)
                 step = i * config.steps_per_group
-                decode_steps(fmt, words, multipliers, step, config.steps_per_group, mma.registers[buffer])
-                if cutlass.const_expr(group == 0):
+                reader.decode(fmt, words, multipliers, step, config.steps_per_group, mma.registers[buffer])
+                if cutlass.const_expr(group % per_mma_stage == 0):
                     mma_ring.wait_full(mma_state)
-                mma.issue(m, STEPS * q + step, buffer, mma_state.index)
+                mma.issue(m, STEPS * (q % config.mma_blocks) + step, buffer, mma_state.index)
+                if cutlass.const_expr(group % per_mma_stage == per_mma_stage - 1):
+                    mma_state.advance()
             if cutlass.const_expr(part == parts - 1):
                 # Only now that every packed word has been decoded. Releasing the stage right behind the last loads was
                 # legal PTX and raced on an H200: ptxas puts SYNCS.ARRIVE behind LDS whose data are still in flight, and
@@ -108,11 +108,21 @@ def mainloop(
                 cute.arch.sync_warp()
                 if lane == 0:
                     load_ring.arrive_empty(stage)
-        previous = mma_state.index
         load_state.advance()
-        mma_state.advance()
     warpgroup.wait_group(0)
-    if work.k_count > 0:
-        if lane == 0:
-            mma_ring.arrive_empty(previous)
+    for back in cutlass.range_constexpr(in_flight, 0, -1):
+        if work.k_count * mma_stages_per_load >= back:
+            release(config, mma_ring, mma_state.index - back, lane)
     return load_state, mma_state
+
+
+@cute.jit
+def release(config: cutlass.Constexpr, mma_ring, index: Int32, lane: Int32):
+    """This warp has read MMA stage `index` (modulo the ring): tell the producers, in a cluster those of every CTA."""
+    stage = cutlass.select_(index < 0, index + config.mma_stages, index)
+    if cutlass.const_expr(config.cluster > 1):
+        if lane < config.cluster:
+            mma_ring.arrive_empty_at(stage, lane)
+    else:
+        if lane == 0:
+            mma_ring.arrive_empty(stage)

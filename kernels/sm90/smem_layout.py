@@ -10,8 +10,12 @@ block 2 * k_blocks * (t // 2) + 2 * q + t % 2 of its rows, all 16 elements and t
   the pairs 2s and 2s + 1 of block t, where pair p of a block is pair p % 4 of its word p // 4, as decoded
   (common/e2m1.py).
 
-The shared operand is written in the same order: the 16-byte chunk p of a decoded row (slots 8p .. 8p+7) holds pair p of
-the blocks of t = 0, 1, 2, 3. Any order of K is legal as long as both operands use the same one.
+The shared operand is written in the same order, by the decode warpgroups or the staging kernel: the 16-byte chunk p of
+a decoded row (slots 8p .. 8p+7) holds pair p of the blocks of t = 0, 1, 2, 3. Any order of K is legal as long as both
+operands use the same one.
+
+16-bit activations keep the order of memory, and then so must the weight: thread t needs byte t of each word of its rows
+(decode.py, NaturalOrderReader).
 """
 
 from dataclasses import dataclass
@@ -20,7 +24,7 @@ import cutlass.cute as cute
 from cutlass import Float32, Int32, Int64, Uint8, Uint16, Uint32
 from cutlass.memory import SmemAllocator
 
-from cutefp4.config import Sm90Config
+from cutefp4.config import K_BLOCK, Sm90Config
 from cutefp4.gemm_plan import Sm90GemmPlan
 
 from ..common.device_struct import DeviceStruct
@@ -60,7 +64,7 @@ class Storage(DeviceStruct):
 
 @dataclass(frozen=True)
 class StageBytes:
-    """Bytes of one stage of each ring, and what TMA brings of it."""
+    """Bytes of one stage of each ring; tma: what TMA brings of a load stage."""
 
     landed_m: int
     landed_n: int
@@ -78,7 +82,7 @@ def stage_bytes(plan: Sm90GemmPlan) -> StageBytes:
         landed_n=n.tile_bytes(config),
         scales_m=m.scale_bytes(config),
         scales_n=n.scale_bytes(config),
-        decoded_n=config.tile_n * config.tile_k * 2,
+        decoded_n=config.tile_n * K_BLOCK * config.mma_blocks * 2,
         tma=m.tma_bytes(config) + n.tma_bytes(config),
     )
 

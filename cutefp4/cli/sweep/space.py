@@ -37,8 +37,9 @@ AXES: dict[type, dict[str, tuple]] = {
         "consumer_groups": (1, 2, 3, 4),
         "load_stages": (MOST,),
         "mma_stages": (2, 3, 4, 6),
-        "store_passes": (1, 2),
+        "store_passes": (1, 2, 4),
         "steps_per_group": (1, 2, 4),
+        "cluster": (1, 2),
     },
     Sm100Config: {
         "tile_m": (128, 256),
@@ -53,7 +54,7 @@ FULL_AXES: dict[type, dict[str, tuple]] = {
     Sm90Config: {
         "raster_group": (1, 4, 8, 16),
         "splits": (1, 2, 4, 8),
-        "decode_groups": (1, 2),
+        "decode_groups": (0, 1, 2),
         "fragment_registers": (16, 32),
         "decode_to": ("float16", "bfloat16"),
     },
