@@ -182,7 +182,8 @@ class Nvfp4(Node):
     """D in NVFP4 instead of 16 or 32 bits: codes and tiled block scales as `quantize(x, recipe, amax=amax)` makes them.
 
     For D itself: return Nvfp4(x, ...) as D's expression. The outer amax is given, not found: a block is encoded before
-    the rest of its row is known. `RowAmax` of the same x finds what the next product of this kind may use.
+    the rest of its row is known. `RowAmax` of the same x finds what the next product of this kind may use. x may be a
+    `SwigluPair`.
 
     Attributes:
         x: the values; rounded to `dtype` first: D equals quantize(gemm(..., out_dtype=dtype), recipe, amax=amax).
@@ -420,8 +421,10 @@ def _registered(tree: Epilogue, of_z: bool) -> Epilogue:
     if len(set(names)) != len(names):
         fix = "rename one; alpha_a and alpha_b are part of z" if of_z else "rename a sink"
         raise OperandError(f"epilogue names {names}", "a different name for every tensor", fix)
-    for inner in (child for node in tree.nodes() for child in node.children()):
-        if isinstance(inner, (SwigluPair, Nvfp4)):
+    for outer, inner in ((node, child) for node in tree.nodes() for child in node.children()):
+        # An NVFP4 D may be made of pairs, and have their amax measured.
+        of_pairs = isinstance(inner, SwigluPair) and tree.quantizes() and isinstance(outer, (Nvfp4, RowAmax))
+        if isinstance(inner, (SwigluPair, Nvfp4)) and not of_pairs:
             kind = type(inner).__name__
             raise OperandError(f"a {kind} inside an expression", "D itself", f"return {kind}(...) as D's expression")
     name = hashlib.sha256(tree.text().encode()).hexdigest()[:32]

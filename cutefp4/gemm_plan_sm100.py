@@ -95,7 +95,6 @@ class Sm100GemmPlan(Plan):
                 "store='tma' of an NVFP4 D: codes leave the registers; use store='vectors' or 'elements'",
             ),
             (not (quantizes and swap), "an NVFP4 D with swap_ab: a block of 16 lies in different threads"),
-            (not (quantizes and swiglu), "an NVFP4 D of SwiGLU pairs: a block of 16 needs 32 columns"),
         ]
         return [reason for good, reason in rules if not good]
 

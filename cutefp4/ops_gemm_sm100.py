@@ -192,19 +192,20 @@ def gemm_tree(
 
 def _empty_operand(a: Nvfp4Operand, b: Nvfp4Operand, tree: Epilogue, amax: torch.Tensor) -> Nvfp4Operand:
     """An NVFP4 D to be filled."""
-    if b.rows % BLOCK:
+    columns = b.rows // 2 if tree.halves_columns() else b.rows
+    if columns % BLOCK:
         raise OperandError(
-            f"an NVFP4 D of {b.rows} columns", f"a multiple of {BLOCK}, whole blocks", "pad the rows of B"
+            f"an NVFP4 D of {columns} columns", f"a multiple of {BLOCK}, whole blocks", "pad the rows of B"
         )
     recipe, lead = tree.out.recipe, tuple(a.batch_shape)
     return Nvfp4Operand(
-        torch.empty(*lead, a.rows, b.rows // 2, dtype=torch.uint8, device=a.device),
-        torch.empty(*lead, *scale_shape(a.rows, b.rows, "tiled"), dtype=torch.float8_e4m3fn, device=a.device),
+        torch.empty(*lead, a.rows, columns // 2, dtype=torch.uint8, device=a.device),
+        torch.empty(*lead, *scale_shape(a.rows, columns, "tiled"), dtype=torch.float8_e4m3fn, device=a.device),
         amax if lead else amax[0],
         recipe.scaling,
         e4m3_max=recipe.e4m3_max,
         rows=a.rows,
-        k=b.rows,
+        k=columns,
     )
 
 

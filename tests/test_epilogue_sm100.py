@@ -37,8 +37,14 @@ def quantized(z, amax: Scalar()):
     return Nvfp4(z, amax, TENSOR)
 
 
-def pair(m: int, recipe=TOKEN):
-    return tuple(cutefp4.quantize(matrix(*s, seed=i), recipe) for i, s in enumerate(((m, K), (N, K))))
+@cutefp4.epilogue
+def gated_tokens(z, amax: Row()):
+    y = SwigluPair(z)
+    return Nvfp4(y, amax, TOKEN), RowAmax(y, "next")
+
+
+def pair(m: int, recipe=TOKEN, n: int = N):
+    return tuple(cutefp4.quantize(matrix(*s, seed=i), recipe) for i, s in enumerate(((m, K), (n, K))))
 
 
 @pytest.mark.parametrize("m", [20, 150])
@@ -93,6 +99,20 @@ def test_d_is_what_quantize_makes_of_it(m):
         assert_same_bits(sinks["plain"], y)
         assert_same_bits(sinks["next"].bfloat16(), y.amax(1))
     assert following.shape == (m, 64)
+
+
+@pytest.mark.parametrize(("m", "n"), [(20, 96), (150, 192), (130, 320), (33, 32)])
+def test_gate_and_up_to_nvfp4(m, n):
+    """SwiGLU and the cast of its result in the epilogue; n ends within a scale tile or a panel of one."""
+    a, b = pair(m, n=n)
+    with emulator.device("sm_100a", sms=2, seed=m):
+        y = cutefp4.gemm(a, b, epilogue=gated, out_dtype=torch.float32, backend="emulator")
+        tensors = {"amax": 0.8 * y.abs().amax(1), "next": torch.zeros(m)}
+        got = cutefp4.gemm(a, b, epilogue=gated_tokens, tensors=tensors, backend="emulator")
+    assert_same_operand(got.rowwise, cutefp4.quantize(y, TOKEN, amax=tensors["amax"]).rowwise, f"{m}x{n}")
+    assert_same_bits(tensors["next"], y.abs().amax(1))
+    reference = cutefp4.gemm(a, b, epilogue=gated_tokens, tensors={**tensors, "next": torch.zeros(m)})
+    assert reference.shape == got.shape == (m, n // 2)
 
 
 def test_tensor_scaling_and_fp32_values():

@@ -216,6 +216,12 @@ def store_byte(where: Int64, byte: Uint32, valid: Boolean) -> None:
     asm(text, None, where, Uint32(valid), byte, effect=True)
 
 
+def store_half(where: Int64, value: Uint32, valid: Boolean) -> None:
+    """The low 16 bits of a word."""
+    text = "{ .reg .pred p; .reg .b16 h; setp.ne.u32 p, $1, 0; cvt.u16.u32 h, $2; @p st.global.b16 [$0], h; }"
+    asm(text, None, where, Uint32(valid), value, effect=True)
+
+
 def atomic_umax(where: Int64, value: Uint32, valid: Boolean) -> None:
     """Raise a global word to at least `value`; relaxed, no result."""
     text = "{ .reg .pred p; setp.ne.u32 p, $1, 0; @p red.relaxed.gpu.global.max.u32 [$0], $2; }"

@@ -25,7 +25,7 @@ def group_columns(plan) -> int:
     halves = 2 if plan.epilogue.halves_columns() else 1
     widths = [8]
     if plan.out_dtype == "nvfp4":
-        widths.append(BLOCK)
+        widths.append(halves * BLOCK)
     elif plan.store == "vectors":
         widths.append(halves * VECTOR_WORDS * 32 // DTYPES[plan.out_dtype].width)
     if plan.sink_store == "vectors":

@@ -14,7 +14,6 @@ from cutefp4 import epilogue as nodes
 from cutefp4.config_sm100 import CTA_ROWS, PANEL, tmem_layout
 
 from ..common.device_struct import DeviceStruct
-from ..epilogue import math
 from . import tcgen05
 from .direct_store import column_amax, group_columns, row_amax, store_row, store_row_amax
 from .epilogue_load import TileLoads
@@ -193,10 +192,10 @@ class TmemEpilogue(DeviceStruct):
         pairs = [self._pair(acc[j : j + 2], j, loaded, along_n, tiles) for j in range(0, self.group, 2)]
         self._run_sinks(pairs, (row, column, l))
         out = self.tree.out
-        if isinstance(out, nodes.SwigluPair):
-            return [math.mul(math.silu(gate), up) for gate, up in (pair(out.x) for pair in pairs)]
         if isinstance(out, nodes.Nvfp4):
             out = out.x
+        if isinstance(out, nodes.SwigluPair):
+            return [pair(out)[0] for pair in pairs]
         return [value for pair in pairs for value in pair(out)]
 
     def _pair(self, acc: tuple, j: int, loaded: dict, along_n: dict, tiles: dict):

@@ -40,6 +40,10 @@ def _compute(node: nodes.Node, leaf_value, memo: dict) -> tuple[Float32, Float32
         return leaf_value(node)
     if isinstance(node, nodes.Constant):
         return Float32(node.value), Float32(node.value)
+    if isinstance(node, nodes.SwigluPair):
+        gate, up = evaluate_pair(node.x, leaf_value, memo)
+        value = math.mul(math.silu(gate), up)
+        return value, value  # of both columns: an amax may see it twice
     operands = [evaluate_pair(child, leaf_value, memo) for child in node.children()]
     if isinstance(node, nodes.Fma):
         return _pairs("fma", *operands)

@@ -58,6 +58,15 @@ def test_the_richest_epilogue(config):
     assert_within_budget(report("sm_100a", config, RICH, "float32"))
 
 
+def test_instructions_that_the_code_is_written_for():
+    """Two columns per multiplication, 32 bytes per store, and the hardware's work queue."""
+    config = replace(CANDIDATES[0], scheduler="clc")
+    found = compile_report(Sm100GemmPlan("sm_100a", config, PLAIN, "float32", "vectors"))
+    assert found.sass.count("FMUL2") == 3 * 64 // 2 and "FMUL " not in found.sass
+    assert "UGETNEXTWORKID.BROADCAST" in found.sass
+    assert found.sass.count(".256 ") == 64 // 8
+
+
 def test_bytes_moved_are_those_of_the_budget():
     """TMA brings each stage once and stores D once; each product is computed once; tensor memory is read once."""
     m, n, k = 256, 512, 1024
