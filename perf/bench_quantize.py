@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 
-from cutefp4.cli.bench import quantize
+from cutefp4.cli.bench import producers, quantize
 from cutefp4.compile_report import compile_report
 from cutefp4.quant_plan import AmaxPlan, BlockMath, CastRowsPlan, CastTilesPlan, HadamardAmaxPlan
 from cutefp4.timing import Table
@@ -84,7 +84,7 @@ def measure_all(table: Table, arguments: argparse.Namespace) -> None:
     """Everything that needs the GPU."""
     quantize.bench_shape(table, 16384, 6144, arguments.only)
     if not arguments.only:
-        quantize.bench_swiglu(table, 16384, 6144)
+        producers.bench_producers(table, 16384, 6144)
         quantize.bench_dequantize(table, 16384, 6144)
     if arguments.small:
         for m, n in quantize.SMALL:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from cutefp4 import ops_quantize
+from cutefp4.cli.bench import producers
 from cutefp4.cli.bench.session import Session, plans_of
 from cutefp4.format import BLOCK, encode_e2m1, pack_codes
 from cutefp4.plan import Plan
@@ -166,25 +167,6 @@ def bench_shape(table: Table, m: int, n: int, only: str) -> None:
         table.add({"shape": f"{m}x{n}"}, timings[name], gb_per_s=round(timings[name].bandwidth(int(m * n * size))))
 
 
-def bench_swiglu(table: Table, m: int, n: int) -> None:
-    """SwiGLU of (M, 2N) and the token cast in one kernel, beside a copy of its bytes."""
-    x = fill((m, 2 * n), "normal", dtype=torch.bfloat16, device="cuda")
-    half = int(m * n * 4.5625 / 2)
-    source, target = (torch.zeros(half, dtype=torch.uint8, device="cuda") for _ in range(2))
-    variants = [
-        Variant("swiglu halves", lambda i: ops_quantize.swiglu_quantize(x, TOKEN)),
-        Variant("swiglu interleaved 8", lambda i: ops_quantize.swiglu_quantize(x, TOKEN, 8)),
-        Variant("swiglu interleaved 32", lambda i: ops_quantize.swiglu_quantize(x, TOKEN, 32)),
-        Variant("copy of 4.5625 B", lambda i: target.copy_(source)),
-    ]
-    timings = measure(variants, rounds=9, clock=GraphClock(calls=8))
-    for t in timings.values():
-        ratio = round(t.median / timings["copy of 4.5625 B"].median, 3)
-        table.add(
-            {"shape": f"{m}x2*{n}"}, t, gb_per_s=round(t.bandwidth(int(m * n * 4.5625))), ratio=ratio, ratio_target=1.15
-        )
-
-
 def bench_dequantize(table: Table, m: int, n: int) -> None:
     """Codes back to bf16."""
     x = fill((m, n), "normal", dtype=torch.bfloat16, device="cuda")
@@ -196,30 +178,6 @@ def bench_dequantize(table: Table, m: int, n: int) -> None:
     )
     t = timings["dequantise"]
     table.add({"shape": f"{m}x{n}"}, t, gb_per_s=round(t.bandwidth(int(m * n * ROWWISE))))
-
-
-def bench_rmsnorm(table: Table, m: int, n: int) -> None:
-    """RMSNorm (of x, and of x + residual) and the cast in one kernel, beside a copy of its bytes."""
-    x, residual = (fill((m, n), "normal", dtype=torch.bfloat16, device="cuda", seed=seed) for seed in (1, 2))
-    weight = fill((n,), "normal", dtype=torch.bfloat16, device="cuda", seed=3)
-    sizes = {"rmsnorm": ROWWISE, "rmsnorm + residual": ROWWISE + 4}
-    halves = {name: int(m * n * size / 2) for name, size in sizes.items()}
-    copies = {
-        name: [torch.zeros(half, dtype=torch.uint8, device="cuda") for _ in "ab"] for name, half in halves.items()
-    }
-    variants = [
-        Variant("rmsnorm", lambda i: ops_quantize.rmsnorm_quantize(x, weight, TOKEN)),
-        Variant("rmsnorm + residual", lambda i: ops_quantize.rmsnorm_quantize(x, weight, TOKEN, residual=residual)),
-        *(Variant(f"copy for {name}", lambda i, pair=pair: pair[0].copy_(pair[1])) for name, pair in copies.items()),
-    ]
-    timings = measure(variants, rounds=9, clock=GraphClock(calls=8))
-    for name, size in sizes.items():
-        t, copy = timings[name], timings[f"copy for {name}"]
-        speed = {
-            "gb_per_s": round(t.bandwidth(int(m * n * size))),
-            "percent_of_copy": round(100 * copy.median / t.median, 1),
-        }
-        table.add({"shape": f"{m}x{n}"}, t, **speed)
 
 
 SHAPE = (16384, 6144)
@@ -238,13 +196,9 @@ def plans(quick: bool) -> list[Plan]:
             for case in cases(rows[0], columns, rows, m):
                 if (m, n) == SHAPE or "rowwise" in case.name:
                     case.run(x)
-        m, n = SHAPE
-        pair = torch.zeros(m, 2 * n, dtype=torch.bfloat16, device="cuda")
-        for interleave in ((), (8,), (32,)):
-            ops_quantize.swiglu_quantize(pair, TOKEN, *interleave)
-        x = torch.zeros(m, n, dtype=torch.bfloat16, device="cuda")
-        for residual in (None, x):
-            ops_quantize.rmsnorm_quantize(x, x[0], TOKEN, residual=residual)
+        for m, n in (SHAPE, *producers.SMALL[: 0 if quick else None]):
+            producers.launch_all(m, n)
+        x = torch.zeros(SHAPE, dtype=torch.bfloat16, device="cuda")
         ops_quantize.dequantize(ops_quantize.quantize(x, TOKEN)[0], torch.bfloat16)
 
     return plans_of(call)
@@ -255,12 +209,13 @@ def bench(session: Session) -> None:
     m, n = SHAPE
     steps = {
         "16384x6144": lambda: bench_shape(session.table, m, n, ""),
-        "swiglu": lambda: bench_swiglu(session.table, m, n),
-        "rmsnorm": lambda: bench_rmsnorm(session.table, m, n),
+        "producers": lambda: producers.bench_producers(session.table, m, n),
         "dequantise": lambda: bench_dequantize(session.table, m, n),
     }
     for rows, columns in SMALL[: 1 if session.quick else None]:
         steps[f"{rows}x{columns}"] = lambda r=rows, c=columns: bench_shape(session.table, r, c, "rowwise")
+    for rows, columns in producers.SMALL[: 0 if session.quick else None]:
+        steps[f"producers {rows}x{columns}"] = lambda r=rows, c=columns: producers.bench_producers(session.table, r, c)
     for name, step in steps.items():
         if not session.may_start(name):
             continue
