@@ -11,7 +11,7 @@ from functools import cache
 
 import torch
 
-from cutefp4 import ops, ops_gemm_sm90, ops_gemm_sm100, reference
+from cutefp4 import gemm_choice_sm100, ops, ops_gemm_sm90, ops_gemm_sm100, reference
 from cutefp4.epilogue import default_epilogue
 from cutefp4.errors import OperandError
 from cutefp4.format import BLOCK, gemm_constant
@@ -138,7 +138,7 @@ def _request(case: Case, arch: str):
     if arch != "sm_90a":
         parts = (recipe_a.e4m3_max, recipe_b.e4m3_max, alpha_a, alpha_b, bias, activation, c, 1.0)
         k = round_up(case.k, ops_gemm_sm100.K_MULTIPLE)
-        return ops_gemm_sm100.GemmRequest(case.m, case.n, k, 1, out, ";".join(map(str, parts)))
+        return gemm_choice_sm100.GemmRequest(case.m, case.n, k, 1, out, ";".join(map(str, parts)))
     constant = gemm_constant(recipe_a.e4m3_max, recipe_b.e4m3_max)
     activations = "nvfp4"
     if case.kind == "w4a16":

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
-from cutefp4 import ops_gemm_sm90, ops_gemm_sm100
+from cutefp4 import gemm_choice_sm100, ops_gemm_sm90
 from cutefp4.cli.sweep.case import EPILOGUES, Case
 from cutefp4.config import Sm90Config, with_most_stages
 from cutefp4.config_sm100 import Sm100Config, sm100_problems
@@ -100,8 +100,9 @@ class Target:
     def choice(self, case: Case) -> Any:
         """What the heuristic takes."""
         request = self.request(case)
-        chooser = sm90 if self.arch == "sm_90a" else sm100
-        return chooser.choose(request.shape(), self.sms, request.batch_invariant)
+        if self.arch == "sm_90a":
+            return sm90.choose(request.shape(), self.sms, request.batch_invariant)
+        return sm100.choose(request.shape(), self.sms, request.batch_invariant, request.swappable())
 
     def base(self, kind: type, case: Case) -> Any:
         """The best configuration of a kernel by its own heuristic: where a search among its configurations starts."""
@@ -126,7 +127,7 @@ class Target:
         return Prediction(found.us, found.limiter)
 
     def _ops(self):
-        return ops_gemm_sm90 if self.arch == "sm_90a" else ops_gemm_sm100
+        return ops_gemm_sm90 if self.arch == "sm_90a" else gemm_choice_sm100
 
 
 def target_for(arch: str, case: Case, sms: int = 0) -> Target:
