@@ -10,7 +10,8 @@ from cutefp4.acceptance.composed import TREES, ComposedCase
 from cutefp4.acceptance.configurations import every_case, paired_cases
 from cutefp4.acceptance.gemm import A16Case, GemmCase
 from cutefp4.acceptance.machine import Machine
-from cutefp4.acceptance.quantise import DequantiseCase, GroupedCase, QuantiseCase, SwigluCase
+from cutefp4.acceptance.producers import DeinterleaveCase, RmsNormCase, SwigluCase
+from cutefp4.acceptance.quantise import DequantiseCase, GroupedCase, QuantiseCase
 from cutefp4.errors import RecipeError
 from cutefp4.recipe import QuantRecipe
 
@@ -109,10 +110,19 @@ def grouped_cases() -> list[Case]:
     return cases
 
 
-def swiglu_cases() -> list[Case]:
+def producer_cases() -> list[Case]:
+    """SwiGLU, de-interleaving and RMSNorm in front of the quantiser."""
     cases: list[Case] = [SwigluCase(True, interleave=g) for g in (None, 8, 32)]
     cases += [SwigluCase(False, interleave=g, dtype=dtype) for g in (None, 8, 16, 32) for dtype in DTYPES[1:]]
     cases += [SwigluCase(True, TE, 32, interleave=8, copies="both"), SwigluCase(False, TOKEN, 48, copies="both")]
+    cases += [DeinterleaveCase(g == 8, recipe, interleave=g) for recipe in (TE, TOKEN) for g in (None, 8, 32)]
+    cases += [DeinterleaveCase(True, TOKEN, 48, interleave=16, copies="both", dtype="float16")]
+    for number, recipe in enumerate((TOKEN, TE, TOKEN.replace(rht="fp32"), FOURS)):
+        dtype = DTYPES[number % 3]
+        cases.append(RmsNormCase(number < 2, recipe, residual=number % 2 == 0, dtype=dtype))
+        cases.append(RmsNormCase(number == 1, recipe, 32, 208, residual=number % 2 == 1, copies="both", dtype=dtype))
+        cases.append(RmsNormCase(False, recipe, 33, 7168, dtype=dtype))
+        cases.append(RmsNormCase(False, recipe, 9, 2112, dtype=dtype, inputs="finite"))
     return cases
 
 
@@ -200,7 +210,7 @@ def a16_cases() -> list[Case]:
 def cases_of(arch: str) -> list[Case]:
     """Every case of an architecture; `Case.quick` tells the quick ones. Of equal ids the first stays."""
     found = [
-        *quantise_cases(), *grouped_cases(), *swiglu_cases(), *dequantise_cases(),
+        *quantise_cases(), *grouped_cases(), *producer_cases(), *dequantise_cases(),
         *tail_cases(), *epilogue_cases(), *form_cases(arch), *composed_cases(arch),
     ]  # fmt: skip
     if arch == "sm_90a":
