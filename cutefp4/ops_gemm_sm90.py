@@ -5,8 +5,9 @@
     gemm_a16    bf16 or fp16 activations x NVFP4 weight
     gemm_plan   what they would run, and why, without running it
 
-K must be a multiple of 64 inside the kernel. Otherwise codes are copied once with zeros at the end of each row (tiled
-scales are padded already, compact ones are copied too); `explain` says so.
+Few rows of A may run on a kernel of their own (ops_gemm_small_m.py), which takes any K. The other one needs a multiple
+of 64: otherwise codes are copied once with zeros at the end of each row (tiled scales are padded already, compact ones
+are copied too); `explain` says so.
 """
 
 from __future__ import annotations
@@ -19,14 +20,17 @@ import torch
 
 from cutefp4 import compile as kernel_cache
 from cutefp4 import epilogue as trees
+from cutefp4 import ops_gemm_small_m as small
 from cutefp4 import tuned, workspace
 from cutefp4.config import K_BLOCK, Sm90Config, sm90_budget_table, sm90_problems
+from cutefp4.config_small_m import SmallMConfig
 from cutefp4.epilogue import Epilogue, default_epilogue
 from cutefp4.epilogue_arguments import alpha_kinds
 from cutefp4.errors import UnsupportedError
 from cutefp4.format import BLOCK, gemm_constant, numerator
 from cutefp4.gemm_plan import Sm90GemmPlan, check_index_range
-from cutefp4.heuristics import sm90
+from cutefp4.gemm_plan_small_m import Sm90SmallMPlan
+from cutefp4.heuristics import sm90, small_m
 from cutefp4.launch import Operator, arch_of, sm_count, target
 from cutefp4.operand import Nvfp4Operand
 from cutefp4.scale_layout import round_up
@@ -48,7 +52,7 @@ def _matrices(tree: Epilogue) -> list:
 class GemmRequest:
     """Everything that a plan depends on; hashable, made from tensors without touching their data.
 
-    m, n, k: of the product, K padded to 64. batch: L. out_dtype, activations: names of dtypes, "nvfp4" for W4A4.
+    m, n, k: of the product. batch: L. out_dtype, activations: names of dtypes, "nvfp4" for W4A4.
     a_scales, b_scales: layouts. tree: the epilogue. aligned: D, and all matrices of the tree, start at multiples of 16
     bytes. in_place: the tree's tile "c" is D.
     """
@@ -98,7 +102,7 @@ class GemmRequest:
     def shape(self) -> sm90.GemmShape:
         """What the heuristic sees."""
         return sm90.GemmShape(
-            self.m, self.n, self.k, self.batch, self.activations, self.a_scales, self.b_scales,
+            self.m, self.n, round_up(self.k, K_BLOCK), self.batch, self.activations, self.a_scales, self.b_scales,
             self.staged_store(), self.tree.halves_columns(),
         )  # fmt: skip
 
@@ -108,7 +112,11 @@ class GemmRequest:
         return {**named, "tree": self.tree.text(), "sms": sms}
 
 
-def make_plan(request: GemmRequest, arch: str, sms: int) -> Sm90GemmPlan:
+AnyConfig = Sm90Config | SmallMConfig
+AnyPlan = Sm90GemmPlan | Sm90SmallMPlan
+
+
+def make_plan(request: GemmRequest, arch: str, sms: int) -> AnyPlan:
     """The plan of a request: the configuration of a tuned table that holds it, else the heuristic's.
 
     Raises:
@@ -119,19 +127,32 @@ def make_plan(request: GemmRequest, arch: str, sms: int) -> Sm90GemmPlan:
         raise UnsupportedError(f"the Hopper GEMM for {arch}", "sm_90a", "use the backend of this device")
     check_index_range(request.m, request.n, request.k, request.batch)
     config = tuned.lookup("gemm", arch, request.problem(sms))
-    if config is None:
-        return plan_with(sm90.choose(request.shape(), sms, request.batch_invariant), request, arch)
-    tuned.require_legal(config, config_problems(config, request))
-    return plan_with(config, request, arch)
+    if config is not None:
+        tuned.require_legal(config, config_problems(config, request, sms))
+        return plan_with(config, request, arch)
+    return plan_with(choose(request, sms), request, arch)
 
 
-def config_problems(config: Sm90Config, request: GemmRequest) -> list[str]:
+def choose(request: GemmRequest, sms: int) -> AnyConfig:
+    """The heuristic's configuration: the small-M kernel where it serves the request and is measured to be faster."""
+    if small.serves(request):
+        found = small_m.choose(request.m, request.n, request.k, request.batch, request.activations, sms)
+        if found is not None:
+            return found
+    return sm90.choose(request.shape(), sms, request.batch_invariant)
+
+
+def config_problems(config: AnyConfig, request: GemmRequest, sms: int = sm90.SMS) -> list[str]:
     """Every reason why a configuration cannot serve a request; empty if it can."""
+    if isinstance(config, SmallMConfig):
+        return small.problems(config, request, sms)
     return sm90_problems(config, *request.shape().operands(config), request.staged_store())
 
 
-def plan_with(config: Sm90Config, request: GemmRequest, arch: str) -> Sm90GemmPlan:
+def plan_with(config: AnyConfig, request: GemmRequest, arch: str) -> AnyPlan:
     """The plan that serves a request with a given, legal configuration."""
+    if isinstance(config, SmallMConfig):
+        return small.plan(config, request, arch)
     store = request.store()
     if config.swap_ab and store == "pairs":
         store = "elements"
@@ -153,26 +174,29 @@ class PlannedGemm:
     """A plan with the problem it was chosen for."""
 
     request: GemmRequest
-    plan: Sm90GemmPlan
+    plan: AnyPlan
     sms: int
-    padded_from: int
 
     def explain(self) -> str:
         """What runs and why: tiles, splits, waves, padding, budgets."""
-        r, c = self.request, self.plan.config
+        r = self.request
+        kind = "W4A4" if r.activations == "nvfp4" else f"W4A16 ({r.activations})"
+        what = f"{kind} {r.m}x{r.n}x{r.k}, batch {r.batch}, D {r.out_dtype}"
+        if isinstance(self.plan, Sm90SmallMPlan):
+            return "\n".join([what, *small.explain(self.plan, r, self.sms)])
+        c, padded = self.plan.config, round_up(r.k, K_BLOCK)
         rows_m, rows_n = (r.n, r.m) if c.swap_ab else (r.m, r.n)
         tiles = -(-rows_m // c.tile_m) * -(-rows_n // c.tile_n) * r.batch
-        kind = "W4A4" if r.activations == "nvfp4" else f"W4A16 ({r.activations})"
         lines = [
-            f"{kind} {r.m}x{r.n}x{r.k}, batch {r.batch}, D {r.out_dtype} stored by {self.plan.store}",
+            f"{what} stored by {self.plan.store}",
             f"tile {c.tile_m}x{c.tile_n}x{c.tile_k}, {'B' if c.swap_ab else 'A'} decoded in registers to {c.decode_to}",
             self._shared_operand(),
             f"{tiles} tiles on {self.sms} SMs: "
             + ("stream-K, equal shares" if c.stream_k else f"{tiles * c.splits / self.sms:.2f} waves"),
             f"estimate {sm90.estimate(c, r.shape(), self.sms):.0f} clocks",
         ]
-        if self.padded_from != r.k:
-            lines.append(f"K = {self.padded_from} is padded to {r.k}: rows of codes are copied once per call")
+        if padded != r.k:
+            lines.append(f"K = {r.k} is padded to {padded}: rows of codes are copied once per call")
         return "\n".join([*lines, sm90_budget_table(c, *self.plan.operands(), self.plan.staged_store())])
 
     def _shared_operand(self) -> str:
@@ -188,10 +212,10 @@ class PlannedGemm:
         return f"{name} decoded once into {megabytes:.1f} MB{shared}"
 
 
-_plans: dict[tuple, tuple[Sm90GemmPlan, int]] = {}
+_plans: dict[tuple, tuple[AnyPlan, int]] = {}
 
 
-def _planned(request: GemmRequest, device: torch.device) -> tuple[Sm90GemmPlan, int]:
+def _planned(request: GemmRequest, device: torch.device) -> tuple[AnyPlan, int]:
     key = (request, device, target(device), tuned.generation())
     found = _plans.get(key)
     if found is None:
@@ -200,25 +224,37 @@ def _planned(request: GemmRequest, device: torch.device) -> tuple[Sm90GemmPlan, 
     return found
 
 
-def _padded_codes(codes: torch.Tensor) -> torch.Tensor:
-    """Rows of codes up to a multiple of 64 elements."""
-    missing = -codes.shape[-1] % (K_BLOCK // 2)
-    return torch.nn.functional.pad(codes, (0, missing)) if missing else codes
+def _padded(rows: torch.Tensor, columns: int) -> torch.Tensor:
+    """Rows filled with zeros up to a multiple of `columns`."""
+    missing = -rows.shape[-1] % columns
+    return torch.nn.functional.pad(rows, (0, missing)) if missing else rows
+
+
+def _padded_operand(rows: torch.Tensor, scales: torch.Tensor) -> list[torch.Tensor]:
+    """Codes (or 16-bit rows) and scales of an operand with K padded to 64; tiled scales are padded already."""
+    padded = _padded(rows, K_BLOCK // 2 if rows.dtype == torch.uint8 else K_BLOCK)
+    return [padded, scales if scales.dim() == 1 else _padded(scales, K_BLOCK // BLOCK)]
 
 
 def _scales(operand: Nvfp4Operand) -> torch.Tensor:
-    """Tiled: flat bytes. Compact: (L, rows, K/16) bytes, padded to a multiple of 4 columns."""
+    """Tiled: flat bytes. Compact: (L, rows, K/16) bytes."""
     raw = operand.block_scales.view(torch.uint8)
     if operand.scale_layout == "tiled":
         return raw.reshape(-1)
-    missing = -raw.shape[-1] % (K_BLOCK // BLOCK)
-    raw = torch.nn.functional.pad(raw, (0, missing)) if missing else raw
     return raw if raw.dim() == 3 else raw[None]
 
 
-def _run(tensors: list[torch.Tensor], leaves: list[torch.Tensor], d, request: GemmRequest) -> None:
+def _run(tensors: list[torch.Tensor], named: dict[str, torch.Tensor], d, request: GemmRequest) -> None:
+    """named: the tree's leaves and sinks, in its order."""
     plan, sms = _planned(request, d.device)
-    arguments = [d, *leaves, *buffers(plan, request, sms, d.device)]
+    if isinstance(plan, Sm90SmallMPlan):
+        small.run(plan, tensors, [d, *named.values()], request, sms)
+        return
+    if request.k % K_BLOCK:
+        tensors = _padded_operand(*tensors[:2]) + _padded_operand(*tensors[2:])
+    if request.store() == "tma_add" and not request.mixes():
+        named = {name: tensor for name, tensor in named.items() if name != "c"}
+    arguments = [d, *named.values(), *buffers(plan, request, sms, d.device)]
     kernel_cache.get(plan)(*tensors, tuple(arguments), sms)
 
 
@@ -291,9 +327,7 @@ def _gemm_into(
         batch_invariant,
         "c" in named and named["c"].data_ptr() == d.data_ptr(),
     )
-    if request.store() == "tma_add" and not request.mixes():
-        del named["c"]
-    _run([a, a_scales, b, b_scales], list(named.values()), d, request)
+    _run([a, a_scales, b, b_scales], named, d, request)
 
 
 gemm_into = Operator(
@@ -344,12 +378,7 @@ def _default_arguments(a: Nvfp4Operand, b: Nvfp4Operand, bias, activation, c, be
 
 def _pair(a: Nvfp4Operand, b: Nvfp4Operand) -> list[torch.Tensor]:
     """Codes and scales of both operands as the kernel takes them."""
-    return [
-        _batched(_padded_codes(a.codes), 3),
-        _scales(a),
-        _batched(_padded_codes(b.codes), 3),
-        _scales(b),
-    ]
+    return [_batched(a.codes, 3), _scales(a), _batched(b.codes, 3), _scales(b)]
 
 
 def gemm(
@@ -401,11 +430,11 @@ def gemm_tree(
 
 
 def _check_a16(x: torch.Tensor, w: Nvfp4Operand) -> None:
-    if x.data_ptr() % 16 or w.k % K_BLOCK:
+    if x.data_ptr() % 16:
         raise UnsupportedError(
             f"activations (M, {x.shape[1]}) at address {x.data_ptr() % 16} modulo 16",
-            f"K a multiple of {K_BLOCK}, activations 16-byte aligned",
-            f"pad both with zeros to K = {round_up(max(w.k, 1), K_BLOCK)} before quantising the weight; copy a slice",
+            "activations 16-byte aligned",
+            "copy a slice",
         )
 
 
@@ -433,7 +462,7 @@ def gemm_a16(
         x: (M, K). w: (N, K). out: (M, N).
 
     Raises:
-        UnsupportedError: K is no multiple of 64, or x is not aligned.
+        UnsupportedError: x is not aligned.
     """
     _check_a16(x, w)
     d = torch.empty(x.shape[0], w.rows, dtype=out_dtype or x.dtype, device=x.device) if out is None else out
@@ -478,7 +507,7 @@ def gemm_plan(
     request = GemmRequest(
         a.shape[0] if is_a16 else a.rows,
         b.rows,
-        round_up(b.k, K_BLOCK),
+        b.k,
         b.batch_shape[0] if b.batch_shape else 1,
         _NAMES[out_dtype],
         _NAMES[a.dtype] if is_a16 else "nvfp4",
@@ -490,4 +519,4 @@ def gemm_plan(
         c is not None and beta != 0 and out is not None and c.data_ptr() == out.data_ptr(),
     )
     plan, sms = _planned(request, b.device)
-    return PlannedGemm(request, plan, sms, b.k)
+    return PlannedGemm(request, plan, sms)

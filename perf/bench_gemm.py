@@ -19,11 +19,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from cutefp4 import ops_gemm_sm90 as ops
-from cutefp4 import reference
+from cutefp4 import ops_gemm_small_m, reference
 from cutefp4.compile import get
-from cutefp4.config import Sm90Config, sm90_problems, with_most_stages
+from cutefp4.config import with_most_stages
+from cutefp4.config_small_m import SmallMConfig
 from cutefp4.format import gemm_constant
-from cutefp4.heuristics import sm90
+from cutefp4.heuristics import sm90, small_m
 from cutefp4.operand import Nvfp4Operand
 from cutefp4.recipe import QuantRecipe
 from cutefp4.warmup import warmup
@@ -91,12 +92,10 @@ def request_of(case: Case) -> ops.GemmRequest:
     return ops.GemmRequest(case.m, case.n, case.k, 1, out, activations, "tiled", "tiled", tree)
 
 
-def plan_of(case: Case, config: Sm90Config) -> ops.Sm90GemmPlan | None:
+def plan_of(case: Case, config: ops.AnyConfig) -> ops.AnyPlan | None:
     """The plan of one configuration; None if it is not legal."""
     request = request_of(case)
-    if sm90_problems(config, *request.shape().operands(config), request.staged_store()):
-        return None
-    return replace(ops.make_plan(request, "sm_90a", 132), config=config)
+    return None if ops.config_problems(config, request) else ops.plan_with(config, request, "sm_90a")
 
 
 class Problem:
@@ -142,19 +141,24 @@ class Problem:
             return separate
         return lambda: torch.matmul(self.a16, self.b16.T, out=self.d16)
 
-    def with_config(self, config: Sm90Config) -> Callable[[], None] | None:
+    def with_config(self, config: ops.AnyConfig) -> Callable[[], None] | None:
         """The kernel of one configuration, without the operation around it; None if it is not legal."""
         request, plan = request_of(self.case), plan_of(self.case, config)
         if plan is None:
             return None
         leaves = [self.b.amax[None]] if self.case.kind == "w4a16" else [self.a.amax[None], self.b.amax[None]]
-        arguments = [self.d[None], *leaves, *ops.buffers(plan, request, 132, self.d.device)]
+        arguments = [self.d[None], *leaves]
+        if not isinstance(config, SmallMConfig):
+            arguments += ops.buffers(plan, request, 132, self.d.device)
         a, a_scales = (
             (self.a, self.b.block_scales) if self.case.kind == "w4a16" else (self.a.codes, self.a.block_scales)
         )
         flat = [t.view(torch.uint8).reshape(-1) for t in (a_scales, self.b.block_scales)]
+        tensors = [a[None], flat[0], self.b.codes[None], flat[1]]
+        if isinstance(config, SmallMConfig):
+            return lambda: ops_gemm_small_m.run(plan, tensors, arguments, request, 132)
         kernel = get(plan)
-        return lambda: kernel(a[None], flat[0], self.b.codes[None], flat[1], tuple(arguments), 132)
+        return lambda: kernel(*tensors, tuple(arguments), 132)
 
 
 def check(problem: Problem, run: Callable[[], object], rows: int = 64) -> str:
@@ -225,7 +229,7 @@ TUNING_SMALL = tuple(
 """The same for up to 16 rows: more or fewer warps that decode, shorter or longer pieces of a row."""
 
 
-def sweep_configs(case: Case) -> dict[str, Sm90Config]:
+def sweep_configs(case: Case) -> dict[str, ops.AnyConfig]:
     """The heuristic's candidates for a case, by a short name."""
     base = sm90.GemmShape(case.m, case.n, case.k, activations="nvfp4" if case.kind == "w4a4" else "bfloat16")
     configs = sm90.candidates(base)
@@ -236,10 +240,14 @@ def sweep_configs(case: Case) -> dict[str, Sm90Config]:
     if case.m <= 16:
         configs += [replace(config, decode_to=configs[0].decode_to) for config in TUNING_SMALL]
     fitted = [with_most_stages(config, *base.operands(config), base.staged_store) for config in configs]
-    return {describe(config): config for config in fitted}
+    few = small_m.candidates(case.m, case.n, case.k, 1, base.activations, 132) if case.m <= 64 else []
+    return {describe(config): config for config in (*fitted, *few)}
 
 
-def describe(c: Sm90Config) -> str:
+def describe(c: ops.AnyConfig) -> str:
+    if isinstance(c, SmallMConfig):
+        warps = f"{c.row_warps}x{c.k_warps}"
+        return f"few {c.row_tiles * 16}x{c.n_tiles * 8} cluster {c.cluster} warps {warps} depth {c.depth} {c.decode_to}"
     share = "stream" if c.stream_k else f"s{c.splits}"
     side = "ba" if c.swap_ab else "ab"
     stages = (
@@ -266,7 +274,7 @@ def run_case(case: Case, table: Table, sweep: bool, rounds: int) -> None:
     variants = [Variant(name, lambda _, run=run: run()) for name, run in runs.items()]
     timings = measure(variants, rounds=rounds, clock=EventClock())
     baseline = timings["cublas"].median
-    chosen = describe(sm90.choose(request_of(case).shape()))
+    chosen = describe(ops.choose(request_of(case), 132))
     for name, timing in timings.items():
         row = table.add(
             {"case": case.name, "m": case.m, "n": case.n, "k": case.k},

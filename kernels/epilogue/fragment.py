@@ -10,7 +10,7 @@ D, with it columns and rows.
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Float32, Int32
+from cutlass import Boolean, Float32, Int32
 
 from cutefp4 import epilogue as nodes
 
@@ -31,6 +31,10 @@ class Fragment(DeviceStruct):
 
     def n(self, block: int, j: int) -> Int32:
         return self.n0 + (8 * block + j)
+
+    def leads_m(self) -> Boolean:
+        """Whether this lane has the first of the eight m of an 8x8 piece (one lane of each column does)."""
+        return self.m0 % 8 == 0
 
     def clamped_m(self, atom: int, h: int) -> Int32:
         return cutlass.min(self.m(atom, h), self.size_m - 1)

@@ -79,7 +79,7 @@ def reduce_over_m(
         value = math.larger(value, cute.arch.shuffle_sync_bfly(value, offset=1 << offset))
     n = fragment.n(block, j)
     pointer = element_pointer(tensor, (fragment.l, n))
-    if (n < fragment.size_n) & (fragment.m0 % 8 == 0):
+    if (n < fragment.size_n) & fragment.leads_m():
         _atomic_max(pointer, value)
 
 

@@ -1,0 +1,137 @@
+"""The weight of the small-M kernel: global memory to registers to fragments of mma.sync, by one warp.
+
+A fragment of mma.m16n8k16 takes four elements each of rows g and g + 8 from a thread (g = lane / 4, t = lane % 4).
+Which four is free as long as the activations follow (small_m_activations.py), so thread t of a quad owns 16 bytes of a
+row, 32 elements with their two scales, and nothing is exchanged between threads:
+
+    K unit u, 128 elements:   thread t reads bytes 64 u + 16 t .. of its two rows
+    word w of the 16 bytes:   steps 2w and 2w + 1 of eight; step 2w + i takes pairs 2i and 2i + 1 of the word
+
+Rows: tile i of 16 has rows 128 (i / 8) + 4 (i % 8) + 32 q + (0..3), q = 0..3. Fragment row g is q = 2 (g / 4),
+g % 4, and row g + 8 the same with q + 1, whose scales are neighbours in a 128x4 tile: one 8-byte copy for both.
+
+A warp keeps `depth` units of each of its row tiles in flight by cp.async, in slots of its own. A lane reads back what
+it has copied itself, so that nobody waits for anybody. Loads straight into registers were as fast, but ptxas moved them
+behind the arithmetic that they should run under, and they cost 10 registers a unit.
+"""
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import Boolean, Int32, Int64, Uint32
+
+from cutefp4.config_small_m import SLOT_BYTES, UNIT, SmallMConfig
+
+from ..common import ptx
+from ..common.device_struct import DeviceStruct
+from .number_format import FORMATS
+
+TILED_UNIT_BYTES = 1024
+"""Scale bytes of 128 rows of one K unit: two 128x4 tiles."""
+
+
+class WeightStream(DeviceStruct):
+    """One warp's view of the weight, and its registers in flight.
+
+    memory: byte addresses of codes and scales of this batch entry, rows and bytes of a row of the codes, bytes of a
+    128-row group of scale tiles or of a row of compact scales. vector: bytes of a copy of codes, 16, or 8 if
+    K % 64 != 0. ring: address of the warp's slots.
+    """
+
+    def __init__(self, config: SmallMConfig, layout: str, vector: int, memory, ring: Uint32, lane: Int32):
+        self.config, self.layout, self.vector = config, layout, vector
+        self.codes, self.scales, self.rows, self.row_bytes, self.scale_pitch = memory
+        self.g, self.t = lane // 4, lane % 4
+        self.code_slots, self.scale_slots = ring + Uint32(lane * 16), ring + Uint32(1024 + lane * 8)
+        # Two of the four scales of a 64-element word are this lane's: of row g and of row g + 8.
+        self.selector = Uint32(0x5410) + Uint32(self.t % 2) * Uint32(0x2222)
+        # Compact rows that do not start at a multiple of 4 bytes cannot be copied: their scales go through registers.
+        self.by_byte = layout == "compact" and vector == 8
+        self.scale_words = cute.make_rmem_tensor(2 * config.row_tiles * config.depth, Uint32)
+
+    def first_row(self, tile: Int32) -> Int32:
+        """Row of the matrix of fragment row g of a row tile; row g + 8 is 32 further."""
+        return tile // 8 * 128 + tile % 8 * 4 + self.g % 4 + self.g // 4 * 64
+
+    def place(self, tile: Int32, unit: Int32, limit: Int32):
+        """Addresses of this thread's chunks in K unit `unit` of `row_tiles` tiles; elements from there to `limit`."""
+        addresses = []
+        for i in range(self.config.row_tiles):
+            row = self.first_row(tile + i)
+            pair = []
+            for h in range(2):
+                clamped = cutlass.min(row + 32 * h, self.rows - 1)
+                pair.append(self.codes + Int64(clamped * self.row_bytes + (unit * 64 + self.t * 16)))
+            addresses.append((*pair, *self._scale_addresses(row, unit)))
+        return addresses, limit - unit * UNIT - self.t * 32
+
+    def _scale_addresses(self, row: Int32, unit: Int32) -> list:
+        if self.layout == "tiled":
+            # Rows behind the matrix lie in its padding, except in tiles behind the last group.
+            group = cutlass.min(row // 128, (self.rows - 1) // 128)
+            inside = row % 32 * 16 + self.g // 4 * 8 + self.t // 2 * 512
+            return [self.scales + (Int64(group) * Int64(self.scale_pitch) + Int64(unit * TILED_UNIT_BYTES + inside))]
+        rows = [cutlass.min(row + 32 * h, self.rows - 1) for h in range(2)]
+        first = unit * 8 + (self.t * 2 if self.by_byte else self.t // 2 * 4)
+        return [self.scales + (Int64(r) * Int64(self.scale_pitch) + Int64(first)) for r in rows]
+
+    def load(self, place, d: int, more: Boolean) -> None:
+        """Start copying unit `d` behind a place, or nothing if not `more`."""
+        addresses, left = place
+        # A copy of 0 bytes fills with zeros. Checking every copy costs less than 1 % of the loop's instructions.
+        valid = [left > UNIT * d, left > UNIT * d + 16]
+        for i, where in enumerate(addresses):
+            slot = i * self.config.depth + d
+            codes = self.code_slots + Uint32(slot * SLOT_BYTES)
+            for h in range(2):
+                for piece in range(16 // self.vector):
+                    at, offset = self.vector * piece, 64 * d + self.vector * piece
+                    copy_async(codes + Uint32(512 * h + at), where[h], offset, self.vector, valid[piece], more)
+            self._load_scales(where[2:], slot, d, valid, more)
+        ptx.asm("cp.async.commit_group;", None, effect=True)
+
+    def _load_scales(self, where, slot: int, d: int, valid, more: Boolean) -> None:
+        target = self.scale_slots + Uint32(slot * SLOT_BYTES)
+        if self.layout == "tiled":
+            copy_async(target, where[0], TILED_UNIT_BYTES * d, 8, valid[0], more)
+            return
+        for h, address in enumerate(where):
+            if not self.by_byte:
+                copy_async(target + Uint32(4 * h), address, 8 * d, 4, valid[0], more)
+                continue
+            bytes_ = [ptx.load_byte(address + Int64(8 * d + i), more & valid[i]) for i in range(2)]
+            self.scale_words[2 * slot + h] = bytes_[0] | (bytes_[1] << Uint32(8))
+
+    def take(self, i: int, d: int) -> tuple:
+        """(words, multipliers [row g or g + 8][block]) of unit d, row tile i; waits for them."""
+        slot = i * self.config.depth + d
+        if i == 0:
+            ptx.asm(f"cp.async.wait_group {self.config.depth - 1};", None, effect=True)
+        codes = self.code_slots + Uint32(slot * SLOT_BYTES)
+        words = [*ptx.load_shared(codes, 4), *ptx.load_shared(codes + Uint32(512), 4)]
+        if self.by_byte:
+            both = ptx.prmt(self.scale_words[2 * slot], self.scale_words[2 * slot + 1], 0x5410)
+        else:
+            low, high = ptx.load_shared(self.scale_slots + Uint32(slot * SLOT_BYTES), 2)
+            both = ptx.asm("prmt.b32 $0, $1, $2, $3;", Uint32, low, high, self.selector)
+        fmt = FORMATS[self.config.decode_to]
+        return words, [fmt.multipliers(both), fmt.multipliers(both >> Uint32(16))]
+
+    def fragment(self, taken: tuple, step: int) -> list:
+        """The four A registers of step `step` (0..7) of what `take` returned."""
+        words, multipliers = taken
+        fmt, w = FORMATS[self.config.decode_to], step // 2
+        return [
+            fmt.scaled_pair(words[4 * h + w], 2 * (step % 2) + j, multipliers[h][w // 2])
+            for j in range(2)
+            for h in range(2)
+        ]
+
+
+def copy_async(target: Uint32, base: Int64, offset: int, size: int, valid: Boolean, more: Boolean) -> None:
+    """Copy `size` bytes of global memory to shared memory; zeros if not `valid`, nothing if not `more`."""
+    text = (
+        "{ .reg .pred m, v; .reg .b32 n; setp.ne.u32 m, $2, 0; setp.ne.u32 v, $3, 0; "
+        f"selp.b32 n, {size}, 0, v; "
+        f"@m cp.async.{'cg' if size == 16 else 'ca'}.shared.global [$0], [$1+{offset}], {size}, n; }}"
+    )
+    ptx.asm(text, None, target, base, Uint32(more), Uint32(valid), effect=True)
