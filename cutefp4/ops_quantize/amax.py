@@ -70,6 +70,21 @@ SMALL_ELEMENTS = 1 << 22
 """Up to so many elements, partial amaxes and a cast that combines them take less time than a cleared amax."""
 
 
+def is_small(x: torch.Tensor) -> bool:
+    """Whether the amax of the tensor comes in parts."""
+    return x.numel() <= SMALL_ELEMENTS
+
+
+def are_partial(amax: torch.Tensor | None, recipe: QuantRecipe) -> bool:
+    """Whether these are `partial_amaxes`: under tensor scaling nothing else has a dimension."""
+    return amax is not None and recipe.scaling == "tensor" and tuple(amax.shape) == (1 + PARTIALS,)
+
+
+def combined(amax: torch.Tensor, recipe: QuantRecipe) -> torch.Tensor:
+    """The amax as the operand stores it, after the cast that combines partial ones."""
+    return amax[0] if are_partial(amax, recipe) else amax
+
+
 def partial_amaxes(x: torch.Tensor) -> torch.Tensor:
     """(1 + PARTIALS,): a place for the amax of the matrix, which its cast by rows writes, and the partial ones."""
     amax = torch.empty(1 + PARTIALS, dtype=torch.float32, device=x.device)

@@ -7,8 +7,9 @@ import torch
 from cutefp4 import compile as kernel_cache
 from cutefp4.format import BLOCK
 from cutefp4.launch import Operator, arch_of, sm_count
+from cutefp4.ops_quantize.amax import are_partial
 from cutefp4.ops_quantize.launches import DTYPES, gated_width, no_random, recipe_of, remembered, unused, width
-from cutefp4.quant_plan import BYTES, PARTIALS, BlockMath, CastRowsPlan, CastTilesPlan, row_shape
+from cutefp4.quant_plan import BYTES, BlockMath, CastRowsPlan, CastTilesPlan, row_shape
 from cutefp4.recipe import QuantRecipe
 
 
@@ -45,7 +46,7 @@ def _cast_rows(
     vector, gate_up = width(x), deinterleave if swiglu == "none" else swiglu
     if gate_up != "none":
         vector = min(vector, gated_width(x, gate_up))
-    partials = amax_given and amax.shape[0] == 1 + PARTIALS and recipe_of(text).scaling == "tensor"
+    partials = amax_given and are_partial(amax, recipe_of(text))
     key = (text, x.dtype, codes.shape[1] * 2, vector, amax_given, (swiglu, deinterleave), partials, x.device)
     plan, ctas = remembered(_rows_plan, *key)
     if random is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from cutefp4.operand import Nvfp4Operand
-from cutefp4.ops_quantize.amax import SMALL_ELEMENTS, measured, outer_amaxes, partial_amaxes, scalar_amax, stored_amax
+from cutefp4.ops_quantize.amax import is_small, measured, outer_amaxes, partial_amaxes, scalar_amax, stored_amax
 from cutefp4.ops_quantize.cast import cast_rows, cast_tiles
 from cutefp4.ops_quantize.launches import check_rows, recipe_text
 from cutefp4.ops_quantize.outputs import Copy, allocate, make_operand, random_state
@@ -18,7 +18,7 @@ def _quantize_matrix(x, recipe: QuantRecipe, given: tuple, random, row: Copy | N
     if x.stride(1) != 1:
         x = x.contiguous()
     rowwise_blocks = column is None and recipe.block == "1d"
-    if rowwise_blocks and given[0] is None and recipe.scaling == "tensor" and x.numel() <= SMALL_ELEMENTS:
+    if rowwise_blocks and given[0] is None and recipe.scaling == "tensor" and is_small(x):
         amax = partial_amaxes(x)
         cast_rows(x, text, row.codes, row.scales.view(-1), amax, random, True, "none")
         return amax[0], None

@@ -17,7 +17,7 @@ from cutefp4.errors import OperandError
 from cutefp4.format import BLOCK
 from cutefp4.launch import Operator, arch_of, sm_count
 from cutefp4.operand import Nvfp4Operand
-from cutefp4.ops_quantize.amax import SMALL_ELEMENTS
+from cutefp4.ops_quantize.amax import are_partial, combined, is_small
 from cutefp4.ops_quantize.launches import (
     DTYPES,
     check_rows,
@@ -84,8 +84,7 @@ def _rmsnorm(x, weight, eps: float, text: str, residual, total, normed, codes, s
     vector = width(x) if residual is None else min(width(x), width(residual))
     vectors = (vector, vector_bytes(weight.data_ptr(), 0, weight.element_size()))
     measure = cast == "none" and amax is not None
-    partials = amax is not None and amax.dim() == 1 and amax.shape[0] == 1 + PARTIALS and cast != "token"
-    partials = partials and recipe_of(text).scaling == "tensor"
+    partials = are_partial(amax, recipe_of(text))
     uses = (residual is not None, total is not None, normed is not None, measure, partials)
     plan, ctas = remembered(_plan, text, x.dtype, weight.dtype, x.shape[1], vectors, uses, cast, device)
     matrices = [x if t is None else t for t in (residual, total, normed)]
@@ -137,17 +136,19 @@ def rmsnorm_quantize(
         normed = matrix() if keep_normed else None
         row = allocate(x, (), m, n, recipe.scale_layout)
         random = random_state(x, recipe, **state)
-        if measures:
+        written = total
+        if measures and is_small(x):
+            # The cast may start before this kernel ends: it reads what was there before, not a sum.
+            amax = _measured(x, weight, eps, recipe, residual, None, partials=True)
+        elif measures:
             source = matrix() if residual is not None and total is None else total
-            amax = _measured(x, weight, eps, recipe, residual, source, partials=x.numel() <= SMALL_ELEMENTS)
+            amax = _measured(x, weight, eps, recipe, residual, source)
             x, residual, written = (x if source is None else source), None, None
-        else:
-            written = total
         cast = "token" if amax is None else "given"
         amax = torch.empty(m, dtype=torch.float32, device=x.device) if amax is None else amax
         text, scales = recipe_text(recipe), row.scales
         rmsnorm(x, weight, eps, text, residual, written, normed, row.codes, scales, amax, random, cast)
-        return (make_operand(recipe, row, amax[0] if measures and amax.dim() else amax), None), total, normed
+        return (make_operand(recipe, row, combined(amax, recipe)), None), total, normed
     normed = matrix()
     if measures and (rowwise or (recipe.rht == "none" and columnwise_amax is None)):
         amax = _measured(x, weight, eps, recipe, residual, total, normed)

@@ -14,7 +14,7 @@ import torch
 from cutefp4 import compile as kernel_cache
 from cutefp4.launch import Operator, arch_of, sm_count
 from cutefp4.operand import Nvfp4Operand
-from cutefp4.ops_quantize.amax import measured
+from cutefp4.ops_quantize.amax import combined, is_small, measured, partial_amaxes
 from cutefp4.ops_quantize.cast import cast_rows
 from cutefp4.ops_quantize.launches import DTYPES, check_rows, gated_width, recipe_text, remembered, unused
 from cutefp4.ops_quantize.matrix import quantize
@@ -63,7 +63,7 @@ def _cast_rowwise(x, columns: int, recipe: QuantRecipe, amax, state: dict, **sou
         amax = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
     scales = row.scales.view(-1)
     cast_rows(x, recipe_text(recipe), row.codes, scales, amax.view(-1), random, given, *source.values())
-    return make_operand(recipe, row, amax), None
+    return make_operand(recipe, row, combined(amax, recipe)), None
 
 
 def swiglu_quantize(
@@ -113,7 +113,7 @@ def deinterleave_quantize(
     if interleave is not None and _is_rowwise(recipe, rowwise, columnwise) and interleave % 8 == 0:
         x, layout = _readable(x, interleave)
         if amax is None and recipe.scaling == "tensor":
-            amax = measured(x, recipe, True, False, 0, None)[0]
+            amax = partial_amaxes(x) if is_small(x) else measured(x, recipe, True, False, 0, None)[0]
         return _cast_rowwise(x, x.shape[1], recipe, amax, state, swiglu="none", deinterleave=layout)
     h = x if interleave is None else deinterleaved(x, interleave)
     given = {"amax": amax, "columnwise_amax": columnwise_amax}
