@@ -10,6 +10,7 @@ import torch
 
 from cutefp4 import backend, emulator, launch
 from cutefp4.acceptance.compare import Difference
+from cutefp4.emulator.native_build import library_path
 
 ARCHS = ("sm_90a", "sm_100a", "sm_103a")
 EMULATED_SMS = 4
@@ -36,6 +37,15 @@ class Machine:
     def sms(self) -> int:
         """Multiprocessors that a launch may use."""
         return launch.sm_count(torch.device("cuda", torch.cuda.current_device())) if self.native else EMULATED_SMS
+
+    def require(self) -> None:
+        """Make sure that kernels can run here at all.
+
+        Raises:
+            EmulatorError: the emulator cannot be built.
+        """
+        if not self.native:
+            library_path()
 
     @contextmanager
     def running(self, seed: int | None = None, sms: int = EMULATED_SMS) -> Iterator[torch.device]:

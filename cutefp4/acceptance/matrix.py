@@ -12,6 +12,7 @@ from cutefp4.acceptance.gemm import A16Case, GemmCase
 from cutefp4.acceptance.machine import Machine
 from cutefp4.acceptance.producers import DeinterleaveCase, RmsNormCase, SwigluCase
 from cutefp4.acceptance.quantise import DequantiseCase, GroupedCase, QuantiseCase
+from cutefp4.acceptance.repeat import BatchInvarianceCase, RepeatCase
 from cutefp4.errors import RecipeError
 from cutefp4.recipe import QuantRecipe
 
@@ -165,7 +166,7 @@ def epilogue_cases() -> list[Case]:
 
 
 def form_cases(arch: str) -> list[Case]:
-    """Layouts, scalings, batches, rounded sums, small M, batch invariance."""
+    """Layouts, scalings, batches, rounded sums, small M, repeatability, batch invariance."""
     cases: list[Case] = [GemmCase(True, 70, 72, 208, layout) for layout in ("TN", "NN", "NT")]
     cases += [GemmCase(True, 70, 72, 208, layout, values="wide", out="float32") for layout in ("TN", "NT")]
     cases += [GemmCase(False, 300, 264, k, values="wide") for k in (208, 4096)]
@@ -178,6 +179,8 @@ def form_cases(arch: str) -> list[Case]:
     cases += [GemmCase(m in (1, 16), m, 520, 1024, sms=8) for m in (1, 2, 8, 16, 17, 32, 64)]
     cases += [GemmCase(m == 1, m, 1032, 4096, sms=16) for m in (1, 16, 64)]
     cases += [GemmCase(m == 5, m, 136, 208, batch_invariant=True) for m in (1, 5, 129)]
+    cases += [RepeatCase(m == 40, m, n, k) for m, n, k in ((40, 136, 1552), (3, 520, 2064), (200, 264, 784))]
+    cases += [BatchInvarianceCase(True), BatchInvarianceCase(False, 300, 136, 1040)]
     if arch == "sm_90a":
         cases += [
             GemmCase(a == "compact", 129, 71, 208, scales_a=a, scales_b=b)

@@ -70,6 +70,8 @@ def verify(
         for one, machine in chosen:
             print(f"{machine.arch} {one.id}")
         return
+    for machine in machines:
+        machine.require()
     native = any(machine.native for machine in machines)
     report = Report([machine.name for machine in machines], len(chosen))
     begin = time.perf_counter()
