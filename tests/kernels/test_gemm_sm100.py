@@ -141,9 +141,15 @@ LAUNCH_CONTROL = [
     "config", LAUNCH_CONTROL, ids=lambda c: f"{c.tile_m}x{c.tile_n}c{c.cluster_m}{c.cluster_n}s{c.splits}"
 )
 def test_cluster_launch_control(config):
-    """Clusters of any kind take over what has not started: one at a time, two, and all that there are."""
+    """Clusters of any kind take over what has not started: one at a time, two, and all that there are.
+
+    Nine tiles or more, so that one cluster goes round the ring of answers three times: with fewer, a wrong count of its
+    followers, or no wait for them, went unnoticed.
+    """
+    rows, columns = 270, config.tile_n * config.cluster_n * (8 if config.cluster_m == 4 else 4) + 72
+    m, n = (columns, rows + 2) if config.swap_ab else (rows, columns)
     store = "elements" if config.swap_ab else "tma"
-    problem = BASE.but(config=config, m=270, n=456, k=800, store=store, pdl=True)
+    problem = BASE.but(config=config, m=m, n=n, k=800, store=store, pdl=True)
     for seed, at_once in ((None, 1), (1, 2), (2, 1), (3, 3), (4, 64)):
         problem.but(sms=config.cluster_size * at_once, seed=seed).check()
 
