@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import cutefp4
-from cutefp4 import QuantRecipe, emulator, ops
+from cutefp4 import QuantRecipe, backend, emulator, ops
 from cutefp4.epilogue import Column, Nvfp4, Row, RowAmax, Scalar, Store, SwigluPair, Tile, fma, relu
 from cutefp4.errors import OperandError, UnsupportedError
 from tests.cases import matrix
@@ -140,6 +140,26 @@ def test_refusals():
         cutefp4.gemm(a, odd, epilogue=quantized, tensors=tensors, backend="emulator")
     with emulator.device("sm_90a"), pytest.raises(UnsupportedError, match="Hopper"):
         cutefp4.gemm(a, b, epilogue=quantized, tensors=tensors, backend="emulator")
+
+
+def test_one_graph_of_torch_compile(monkeypatch):
+    """The product, its sinks and its NVFP4 result are one operator; the emulator itself cannot be traced."""
+    monkeypatch.setenv("CUTEFP4_BACKEND", "emulator")
+    operations = {"gemm_tree": ops.GEMM["sm_100a"]["gemm_tree"]}
+    a, b = (cutefp4.quantize(matrix(*shape), TOKEN, backend="reference") for shape in ((20, K), (N, K)))
+    monkeypatch.setattr(backend, "kernel_operations", lambda _: operations)
+
+    def layer(a, b, amax, plain):
+        tensors = {"amax": amax, "bias": torch.ones(N).bfloat16(), "next": torch.zeros(20), "plain": plain}
+        d = cutefp4.gemm(a, b, epilogue=quantized_tokens, tensors=tensors).rowwise
+        return d.codes, d.block_scales.view(torch.uint8), tensors["next"], plain
+
+    with emulator.device("sm_100a", sms=2):
+        arguments = torch.full((20,), 3.0), torch.zeros(20, N, dtype=torch.bfloat16)
+        want = layer(a, b, arguments[0], arguments[1].clone())
+        got = torch.compile(layer, backend="aot_eager", fullgraph=True)(a, b, *arguments)
+    for mine, eager in zip(got, want, strict=True):
+        assert torch.equal(mine, eager)
 
 
 def test_16_bit_activations_are_refused_before_launch():
