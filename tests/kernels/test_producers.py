@@ -57,10 +57,9 @@ def norm_inputs(rows: int, columns: int, dtype=BF16, kind="row_scaled"):
     ("recipe", "dtype"), [(TOKEN, BF16), (TE, BF16), (COMPACT, FP16), (TOKEN, FP32)], ids=lambda v: str(v)[:40]
 )
 def test_rmsnorm(machine, recipe, dtype):
-    for rows, columns in ((3, 16), (9, 80), (5, 1040), (2, 2112)):
+    for rows, columns, alone in ((3, 16, True), (9, 80, False), (5, 1040, True), (2, 2112, False)):
         x, residual, weight = norm_inputs(rows, columns, dtype)
-        check_norm(machine, x, weight, recipe)
-        check_norm(machine, x, weight, recipe, residual, keep_normed=True)
+        check_norm(machine, x, weight, recipe, None if alone else residual, keep_normed=columns == 80)
 
 
 @on_gpu
@@ -83,8 +82,8 @@ def test_rmsnorm_of_rows_longer_than_a_cta_holds(machine):
 @on_machines
 def test_rmsnorm_of_both_copies(machine):
     x, residual, weight = norm_inputs(48, 96)
-    for recipe in (TOKEN, TE, TE.replace(block="2d"), RHT):
-        check_norm(machine, x, weight, recipe, residual, columnwise=True, seed=3, offset=4)
+    for recipe in (TOKEN, TE.replace(block="2d")):
+        check_norm(machine, x, weight, recipe, residual, columnwise=True)
     check_norm(machine, x, weight, TE, rowwise=False, columnwise=True)
     check_norm(machine, x, weight, RHT, rowwise=False, columnwise=True, keep_normed=True, seed=3, offset=4)
 
