@@ -6,7 +6,8 @@ so a tile never straddles two groups, and tile number * 128 is the row of its sc
 columnwise copy of group g begins at K position `k_start` = sum of the earlier sizes, each rounded up to 64, and the
 rows between the group's end and that padding are zeros that are encoded like data.
 
-A warp finds its tile's group by scanning 32 sizes at a time; every warp does so by itself, without shared memory.
+One warp finds its tile's group by scanning 32 sizes at a time, and shares it: the scan takes about 350 instructions for
+64 groups, a sixth of what a cast does with a tile if every warp repeats it.
 """
 
 from dataclasses import dataclass
@@ -104,10 +105,26 @@ def _scan(tile: Int32, offs: cute.Tensor, groups: Int32):
     return group, begin, end, first_tile, k_start, tiles_before, k_before
 
 
+@cute.jit
+def _share_scan(tile: Int32, offs: cute.Tensor, groups: Int32, slots: Uint32):
+    """Store what `_scan` finds, by warp 0. Ends with a barrier."""
+    if cute.arch.warp_idx() == 0:
+        found = _scan(tile, offs, groups)
+        ptx.store_shared(slots, tuple(Uint32(v) for v in found[:4]))
+        ptx.store_shared(slots + Uint32(16), (*(Uint32(v) for v in found[4:]), Uint32(0)))
+    cute.arch.sync_threads()
+
+
 def in_groups(tile: Int32, tiles: Int32, offs: cute.Tensor) -> tuple[TileRows, Tail]:
-    """Tile `tile` of `tiles` of a matrix whose rows are split at the end offsets `offs`."""
+    """Tile `tile` of `tiles` of a matrix whose rows are split at the end offsets `offs`.
+
+    Every thread of the CTA must call it.
+    """
     groups = offs.shape[0]
-    group, begin, end, first_tile, k_start, used, k_end = _scan(tile, offs, groups)
+    slots = Uint32(cute.arch.alloc_smem(Uint32, 8, alignment=16).toint())
+    _share_scan(tile, offs, groups, slots)
+    words = (*ptx.load_shared(slots, 4), *ptx.load_shared(slots + Uint32(16), 4)[:3])
+    group, begin, end, first_tile, k_start, used, k_end = (word.to(Int32) for word in words)
     rows = end - begin
     found = TileRows(
         group=group,
