@@ -46,6 +46,16 @@ class BlockMath:
         )
 
 
+def rounds_on_grid(arch: str, dtype: str, math: BlockMath) -> bool:
+    """Whether codes are rounded on a grid (kernels/common/e2m1_grid.py), clamped while they are packed.
+
+    That takes short elements, and no rounding in hardware. It saves nothing for fp16, where a clamp does not exist for
+    every outer amax.
+    """
+    plain = math.rounding == "nearest" and math.four_over_six == "none"
+    return plain and arch == "sm_90a" and dtype == "bfloat16" and math.arithmetic != "torchao"
+
+
 @dataclass(frozen=True)
 class CastRowsPlan(Plan):
     """Rowwise cast of (M, N), N a multiple of 16.
@@ -166,6 +176,19 @@ class CastTilesPlan(Plan):
         if not plain:
             return 0
         return 3 if self.token or self.grouped else 4
+
+    @property
+    def on_grid(self) -> bool:
+        """Whether codes are rounded on a grid (kernels/quantize/grid_encode.py)."""
+        return rounds_on_grid(self.arch, self.dtype, self.math)
+
+    @property
+    def shares_codes(self) -> bool:
+        """Whether the columnwise codes are the transpose of the rowwise ones, if the outer amaxes are equal."""
+        same = self.math.rounding == "nearest" and (
+            self.math.four_over_six == "none" or self.columnwise_fours == "shared"
+        )
+        return self.block == "2d" and self.rowwise and self.columnwise and self.rht == "none" and same
 
     @property
     def tile_columns(self) -> int:

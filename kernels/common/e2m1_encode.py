@@ -28,20 +28,29 @@ shifting each sign in below its code (19 instead of 14 instructions for eight co
 
 **Stochastic.** Away from zero iff floor(256 * position between the neighbours) + r8 >= 256, for 8 random bits r8.
 Here the scaling by 2^-126, truncated, is exactly right: bits 24..22 hold the code (subnormals included) and the bits
-below the position, so adding r8 << 14, clamping and shifting right by 22 is the rule.
+below the position, so adding r8 << 14 is the rule; y is clamped to 6 before, where the position is 0. Two bits higher,
+random bits and code fill bytes 2 and 3, so that no shift is needed to take them.
 """
 
 from cutefp4.kernels.common import ptx
+from cutefp4.kernels.common.e2m1_grid import GRID_SCALE, grid_factor, join_rounded, round_on_grid
 from cutlass import Float32, Uint32
+
+from cutefp4.format import E2M1_MAX
 
 _MAGIC = float(2**23 + 3)
 _TWO_TO_MINUS_126 = 2.0**-126
-_FULL = 0x01FFFFFF  # code 7 at bits 24..22, all position bits set
 _SIGNS = 0x88888888
 
 
-def join(bytes_of: list[Uint32]) -> Uint32:
-    """Eight codes, each in the lowest byte of a word, as nibbles of one word."""
+def join(bytes_of: list[Uint32], byte: int = 0) -> Uint32:
+    """Eight codes, each in a byte of a word (0, or 3 with anything below it), as nibbles of one word."""
+    if byte == 3:
+        even, odd = (
+            ptx.prmt(ptx.prmt(a, b, 0x0073), ptx.prmt(c, d, 0x0073), 0x5410)
+            for a, b, c, d in (bytes_of[::2], bytes_of[1::2])
+        )
+        return ptx.mad(odd, Uint32(16), even)
     pairs = [ptx.mad(odd, Uint32(16), even) for even, odd in zip(bytes_of[::2], bytes_of[1::2], strict=True)]
     halves = [ptx.prmt(pairs[i], pairs[i + 1], 0x0040) for i in (0, 2)]
     return ptx.prmt(halves[0], halves[1], 0x5410)
@@ -90,14 +99,19 @@ def encode_nearest(x: list[Float32], multiplier: Float32, signs: Uint32, arch: s
     return with_signs(join([_nearest_sum(ptx.mul(ptx.fabs(v), multiplier)) for v in x]), signs)
 
 
-def encode_and_decode(x: list[Float32], multiplier: Float32, arch: str) -> tuple[Uint32, list[Float32]]:
-    """Codes of eight elements, and the magnitudes of the rounded values times `raw_value(arch)`, exact.
+def encode_and_decode(x: list[Float32], multiplier: Float32, arch: str, short: bool) -> tuple[Uint32, list[Float32]]:
+    """Codes of eight elements, and the magnitudes of the rounded values times `raw_value(arch, short)`, exact.
 
-    The codes have their signs on sm_100a, and lack them on sm_90a.
+    The codes have their signs on sm_100a, and lack them on sm_90a. `short`: the elements have at most 11 bits.
     """
     if arch != "sm_90a":
         word = _nearest_hardware(x, multiplier)
         return word, _magnitudes_hardware(word)
+    if short:
+        factor = grid_factor(multiplier)
+        clamped = [ptx.fmin(ptx.mul(ptx.fabs(v), multiplier), Float32(E2M1_MAX)) for v in x]
+        values = [round_on_grid(ptx.fabs(v), y, factor) for v, y in zip(x, clamped, strict=True)]
+        return join_rounded(values), values
     sums = [_nearest_sum(ptx.mul(ptx.fabs(v), multiplier)) for v in x]
     # The three code bits, moved to bits 24..22, read as a (sub)normal fp32; the bits of 2^23 fall out at the top.
     return join(sums), [ptx.from_bits(t << Uint32(22)) for t in sums]
@@ -114,17 +128,19 @@ def _magnitudes_hardware(word: Uint32) -> list[Float32]:
     return list(ptx.asm(text, (Float32,) * 8, word))
 
 
-def raw_value(arch: str) -> float:
+def raw_value(arch: str, short: bool) -> float:
     """The power of two that `encode_and_decode` leaves on its magnitudes."""
-    return _TWO_TO_MINUS_126 if arch == "sm_90a" else 1.0
+    if arch != "sm_90a":
+        return 1.0
+    return GRID_SCALE if short else _TWO_TO_MINUS_126
 
 
 def encode_stochastic(x: list[Float32], multiplier: Float32, signs: Uint32, random: tuple[Uint32, Uint32]) -> Uint32:
     """Codes of eight elements; byte j of random word w belongs to element 4 * w + j."""
     codes = []
     for i, v in enumerate(x):
-        scaled = ptx.bits(ptx.mul_rz(ptx.mul(ptx.fabs(v), multiplier), Float32(_TWO_TO_MINUS_126)))
-        byte = ptx.prmt(random[i // 4], Uint32(0), 0x4440 + i % 4)
-        position = ptx.mad(byte, Uint32(1 << 14), scaled)
-        codes.append(ptx.umin(position, Uint32(_FULL)) >> Uint32(22))
-    return with_signs(join(codes), signs)
+        y = ptx.fmin(ptx.mul(ptx.fabs(v), multiplier), Float32(E2M1_MAX))
+        scaled = ptx.bits(ptx.mul_rz(y, Float32(_TWO_TO_MINUS_126)))
+        byte = ptx.prmt(random[i // 4], Uint32(0), 0x4044 + i % 4 * 0x100)
+        codes.append(ptx.mad(scaled, Uint32(4), byte))
+    return with_signs(join(codes, byte=3), signs)

@@ -40,10 +40,10 @@ def encode_values(v: Values, multiplier: Float32, math: BlockMath, arch: str, ra
     return tuple(encode_nearest(x, multiplier, signs, arch) for x, signs in zip(halves, v.signs, strict=True))
 
 
-def both_errors(x: list[Float32], outer: Outer, pair, math: BlockMath, arch: str):
-    """`line_error` of the map-to-6 and the map-to-4 candidate."""
+def both_errors(x: list[Float32], outer: Outer, pair, math: BlockMath, arch: str, short: bool):
+    """`line_error` of the map-to-6 and the map-to-4 candidate. `short`: the elements have at most 11 bits."""
     strict = math.four_over_six_error == "strict"
-    return [line_error(x, outer, c, math.four_over_six, strict, math.e4m3_max, arch) for c in pair]
+    return [line_error(x, outer, c, math.four_over_six, strict, math.e4m3_max, arch, short) for c in pair]
 
 
 def _choose(four: Boolean, six: Candidate, other: Candidate) -> tuple[Uint32, Float32]:
@@ -56,7 +56,7 @@ def encode_block(v: Values, bamax: Float32, outer: Outer, math: BlockMath, arch:
         byte, multiplier = block_scale(bamax, outer, math.arithmetic)
         return Encoded(byte, *encode_values(v, multiplier, math, arch, random))
     pair = candidates(bamax, outer)
-    (error6, *codes6), (error4, *codes4) = both_errors(v.x, outer, pair, math, arch)
+    (error6, *codes6), (error4, *codes4) = both_errors(v.x, outer, pair, math, arch, v.short)
     four = error4 < error6
     byte, multiplier = _choose(four, *pair)
     if math.rounding == "stochastic":
@@ -67,12 +67,16 @@ def encode_block(v: Values, bamax: Float32, outer: Outer, math: BlockMath, arch:
     return Encoded(byte, *codes)
 
 
+def line_scale(tile_amax: Float32, four: Boolean | None, outer: Outer, math: BlockMath) -> tuple[Uint32, Float32]:
+    """(E4M3 byte, multiplier) of the lines of a 16x16 block, whose amax and 4over6 choice the tile has made."""
+    if math.four_over_six == "none":
+        return block_scale(tile_amax, outer, math.arithmetic)
+    return _choose(four, *candidates(tile_amax, outer))
+
+
 def encode_line(
     v: Values, tile_amax: Float32, four: Boolean | None, outer: Outer, math: BlockMath, arch: str, random=None
 ) -> Encoded:
-    """One line of a 16x16 block, whose amax and 4over6 choice the tile has made."""
-    if math.four_over_six == "none":
-        byte, multiplier = block_scale(tile_amax, outer, math.arithmetic)
-    else:
-        byte, multiplier = _choose(four, *candidates(tile_amax, outer))
+    """One line of a 16x16 block."""
+    byte, multiplier = line_scale(tile_amax, four, outer, math)
     return Encoded(byte, *encode_values(v, multiplier, math, arch, random))

@@ -30,6 +30,7 @@ from cutefp4.format import E2M1_MAX, E4M3_MAX, FLT_MAX, numerator
 PER_TOKEN_FLOOR = 1e-12
 TORCHAO_SCALE_FLOOR = 2.0**-6
 _SIXTH = 0x3E2AAAAB  # fl(1/6)
+_FAR_ABOVE = 2.0**120
 
 
 @dataclass(frozen=True)
@@ -104,3 +105,21 @@ def block_scale(bamax: Float32, outer: Outer, arithmetic: str) -> tuple[Uint32, 
     if arithmetic == "te":
         return byte, multiplier_of(scale, outer)
     return byte, ptx.select(scale == Float32(0.0), Float32(0.0), _divide_by_scale(outer.s_enc, scale))
+
+
+def inverse_of(scale: Float32, outer: Outer, arithmetic: str) -> Float32:
+    """An estimate of 1 / multiplier, to a few units of fp32; not for "torchao".
+
+    For a multiplier of 0 (see `nonzero`), a number far above the block's elements.
+    """
+    p = ptx.mul(scale, outer.s_dec)
+    if arithmetic == "te":
+        return ptx.fmax(p, Float32(1 / FLT_MAX))
+    return ptx.select(scale == Float32(0.0), Float32(_FAR_ABOVE), p)
+
+
+def nonzero(multiplier: Float32, scale: Float32, arithmetic: str) -> Float32:
+    """The multiplier, or one that sends all elements of a block to 0 as well, and `inverse_of` it not."""
+    if arithmetic == "te":
+        return multiplier
+    return ptx.select(scale == Float32(0.0), Float32(1 / _FAR_ABOVE), multiplier)

@@ -32,12 +32,13 @@ from cutefp4.kernels.common.scale_layout import column_offset, row_offset
 from cutefp4.kernels.quantize.amax_partials import collect
 from cutefp4.kernels.quantize.block_encode import encode_block, make_outer
 from cutefp4.kernels.quantize.gate_up import load_deinterleaved
+from cutefp4.kernels.quantize.grid_encode import encode_row_on_grid
 from cutefp4.kernels.quantize.input_block import BYTES, DTYPES, block_amax, load_block, positive_nans, unpack_row
 from cutefp4.kernels.quantize.swiglu import load_gated
 from cutlass import Float32, Int32, Int64, Uint32
 from cutlass.cute.runtime import make_fake_stream, make_fake_tensor
 
-from cutefp4.quant_plan import CastRowsPlan
+from cutefp4.quant_plan import CastRowsPlan, rounds_on_grid
 
 
 def row_reduce_max(value: Float32, plan: CastRowsPlan, slots, parity: Int32) -> Float32:
@@ -121,8 +122,12 @@ def encode_chunk(plan, io: RowsIo, loaded: list, row: Int32, first: Int32, outer
         if plan.math.rounding == "stochastic":
             random = philox((*io.counter, Uint32(b), Uint32(row)), io.keys)
         bamax = block_amax(words, plan.dtype)
-        values = unpack_row(words if computed else positive_nans(words, plan.dtype), plan.dtype)
-        done = encode_block(values, bamax, outer, plan.math, plan.arch, random)
+        if not computed:
+            words = positive_nans(words, plan.dtype)
+        if rounds_on_grid(plan.arch, plan.dtype, plan.math):
+            done = encode_row_on_grid(words, bamax, outer, plan.math.arithmetic, plan.dtype)
+        else:
+            done = encode_block(unpack_row(words, plan.dtype), bamax, outer, plan.math, plan.arch, random)
         ptx.store_words(codes_row + Int64(b) * Int64(8), (done.low, done.high), valid)
         where = scales_row + Int64(column_offset(b, plan.scale_layout))
         if tiled:

@@ -10,7 +10,8 @@ input.
     outers      outer amaxes of the tile's 128 rows and columns to encode factors in shared memory (token scaling)
     tile amax   16x16 blocks: shared-memory maxima of the lines' amaxes
     rows        encode and store from the registers
-    columns     read 16 rows x 1 word (two columns of 16-bit data) from shared memory, [transform], encode and store
+    columns     read 16 rows x 1 word (two columns of 16-bit data) from shared memory, [transform], encode and store;
+                16x16 blocks: transpose the rows' codes if both outer amaxes are equal (`tile_transpose.py`)
 
 4over6 on 16x16 blocks sums the errors of 16 lines by a fixed tree (`tile_choice.py`); the columnwise copy takes the
 rowwise pass's decision ("shared") or makes its own ("recomputed").
@@ -30,8 +31,8 @@ import cutlass.cute as cute
 from cutefp4.kernels.common import ptx
 from cutefp4.kernels.common.hadamard16 import sign_factors
 from cutefp4.kernels.common.philox import key_schedule
-from cutefp4.kernels.quantize import tile_choice, tile_smem
-from cutefp4.kernels.quantize.input_block import BYTES, DTYPES
+from cutefp4.kernels.quantize import tile_choice, tile_smem, tile_transpose
+from cutefp4.kernels.quantize.input_block import BYTES, DTYPES, positive_nans
 from cutefp4.kernels.quantize.tile_encode import (
     OUTER_BYTES,
     Random,
@@ -41,7 +42,7 @@ from cutefp4.kernels.quantize.tile_encode import (
     encode_rows,
     fill_outers,
     row_lines,
-    scalar_outer,
+    scalar_outers,
 )
 from cutefp4.kernels.quantize.tile_io import THREADS, TileIo, items_per_thread, load_tile, row_item
 from cutefp4.kernels.quantize.tile_map import in_groups, single
@@ -95,18 +96,24 @@ def build(plan: CastTilesPlan):
         for seed, offset in ((random[0], random[1]), (random[2], random[3])):
             keys = key_schedule(Uint32(seed), Uint32(seed >> Int64(32)))
             randoms.append(Random((Uint32(offset), Uint32(offset >> Int64(32))), keys))
+        choice = tile_choice.allocate(plan, _allocate) if two_d else None
+        codes = Uint32(0)
+        if cutlass.const_expr(plan.shares_codes):
+            # The errors of the 4over6 choice have been used when codes come, and take as much memory.
+            codes = choice.errors if fours else _allocate(tile_transpose.code_bytes(plan))
         shared = Shared(
             tile=_allocate(tile_smem.TILE_BYTES) if plan.columnwise else Uint32(0),
             outers=_allocate(OUTER_BYTES * 256) if plan.token else Uint32(0),
-            choice=tile_choice.allocate(plan, _allocate) if two_d else None,
+            codes=codes,
+            choice=choice,
         )
-        row_outer = col_outer = None
-        if cutlass.const_expr(not plan.token):
-            row_outer = scalar_outer(plan, io.row_amax, io)
-            col_outer = scalar_outer(plan, io.col_amax, io)
-
         if rows.exists:
+            # Loads first: what depends on the outer amaxes is made while they are under way.
             loaded = load_tile(plan, io)
+            row_outer = col_outer = None
+            if cutlass.const_expr(not plan.token):
+                row_outer, col_outer = scalar_outers(plan, io)
+            loaded = [positive_nans(words, plan.dtype) for words in loaded]
             if cutlass.const_expr(plan.columnwise):
                 for j in cutlass.range_constexpr(items_per_thread(plan)):
                     tile_smem.write_block(shared.tile, *row_item(plan, tid, j), loaded[j])
@@ -134,7 +141,15 @@ def build(plan: CastTilesPlan):
                     cute.arch.sync_threads()
                     tile_choice.decide(plan, shared.choice, column_lines(plan, io, shared), col_outer, tid)
                 factors = sign_factors(Uint32(mask), plan.dtype) if plan.rht != "none" else None
-                encode_columns(plan, io, shared, randoms[1], col_outer, factors)
+                if cutlass.const_expr(plan.shares_codes):
+                    cute.arch.sync_threads()
+                    if ptx.bits(row_outer.amax) == ptx.bits(col_outer.amax):
+                        tile_transpose.store_scales(plan, io, shared.choice, row_outer)
+                        tile_transpose.store_transposed(plan, io, shared.codes)
+                    else:
+                        encode_columns(plan, io, shared, randoms[1], col_outer, factors)
+                else:
+                    encode_columns(plan, io, shared, randoms[1], col_outer, factors)
         elif cutlass.const_expr(plan.grouped):
             clear_tail(plan, io, tail, tile_m, m, m // 128 + offs.shape[0], m // 64 + offs.shape[0])
 

@@ -7,8 +7,8 @@
     err: |d| ("mae") or fl(d * d) ("mse"), added to 0 in ascending order, one rounding per addition
 
 All differences are taken between magnitudes, which changes no bit of |d|. q * s is exact, so its power-of-two factor
-may differ: fp32 holds q * 2^-126 and s * 2^119 (see e2m1_encode), whose product is q * s * 2^-7 in one
-multiplication; the fast path compares it with x * (S_enc * 2^-7), and scales both errors alike.
+may differ: fp32 holds q * 2^-126 and s * 2^119, or q * 2^-6 and s / 2 (see e2m1_encode), whose product is
+q * s * 2^-7 in one multiplication; the fast path compares it with x * (S_enc * 2^-7), and scales both errors alike.
 
 The strict division by the constant NUM is one multiplication and two FMAs (Markstein: q0 = fl(a * r), q0 + (a - q0 *
 NUM) * r with r = fl(1 / NUM) is the correctly rounded quotient while nothing over- or underflows). Outer amaxes
@@ -103,13 +103,20 @@ def _strict_error(
 
 
 def line_error(
-    x: list[Float32], outer: Outer, candidate: Candidate, metric: str, strict: bool, e4m3_max: int, arch: str
+    x: list[Float32],
+    outer: Outer,
+    candidate: Candidate,
+    metric: str,
+    strict: bool,
+    e4m3_max: int,
+    arch: str,
+    short: bool,
 ) -> tuple[Float32, Uint32, Uint32]:
     """(error sum, low word, high word of codes) of 16 elements under one candidate; codes as `encode_and_decode`'s."""
-    # q carries 2^-126 on sm_90a; s * 2^126 would overflow, so the product keeps 2^-7.
-    scale = ptx.mul(candidate.scale, Float32(_FAST_FACTOR / raw_value(arch)))
-    low, magnitudes = encode_and_decode(x[:8], candidate.multiplier, arch)
-    high, more = encode_and_decode(x[8:], candidate.multiplier, arch)
+    # q may carry 2^-126 on sm_90a; s * 2^126 would overflow, so the product keeps 2^-7.
+    scale = ptx.mul(candidate.scale, Float32(_FAST_FACTOR / raw_value(arch, short)))
+    low, magnitudes = encode_and_decode(x[:8], candidate.multiplier, arch, short)
+    high, more = encode_and_decode(x[8:], candidate.multiplier, arch, short)
     products = [ptx.mul(q, scale) for q in magnitudes + more]
     if strict:
         products = [ptx.mul(p, Float32(1 / _FAST_FACTOR)) for p in products]

@@ -69,10 +69,11 @@ def positive_nans(words: list[Uint32], dtype: str) -> list[Uint32]:
 
 @dataclass(frozen=True)
 class Values:
-    """16 values of a block and the sign words of their halves (see e2m1_encode)."""
+    """16 values of a block, the sign words of their halves (see e2m1_encode), and whether they have at most 11 bits."""
 
     x: list[Float32]
     signs: tuple[Uint32, Uint32]
+    short: bool = False
 
     @classmethod
     def of(cls, x: list[Float32]) -> Values:
@@ -80,28 +81,54 @@ class Values:
         return cls(x, (signs_of(x[:8]), signs_of(x[8:])))
 
 
-def unpack_row(words: list[Uint32], dtype: str) -> Values:
-    """The values of a block with no negative NaN."""
-    if dtype == "float32":
-        return Values.of([ptx.from_bits(w) for w in words])
-    x = [to_float(word, half, dtype) for word in words for half in (0, 1)]
+def row_signs(words: list[Uint32]) -> tuple[Uint32, Uint32]:
+    """Sign words of the halves of a block of 16-bit elements."""
     signs = []
     for a, b, c, d in (words[:4], words[4:]):
         first, second = ptx.prmt(a, b, 0x7351), ptx.prmt(c, d, 0x7351)
         signs.append(interleave_signs(ptx.prmt(first, second, 0x5410), ptx.prmt(first, second, 0x7632)))
-    return Values(x, tuple(signs))
+    return signs[0], signs[1]
+
+
+def column_signs(words: list[Uint32]) -> tuple:
+    """Sign words of the halves of two columns of 16-bit elements, one word from each of 16 rows."""
+    signs = [[], []]
+    for rows in (words[:8], words[8:]):
+        even, odd = ((ptx.prmt(r[0], r[2], 0x7351), ptx.prmt(r[4], r[6], 0x7351)) for r in (rows, rows[1:] + rows[:1]))
+        for column, selector in enumerate((0x5410, 0x7632)):
+            signs[column].append(interleave_signs(ptx.prmt(*even, selector), ptx.prmt(*odd, selector)))
+    return tuple(tuple(s) for s in signs)
+
+
+def unpack_row(words: list[Uint32], dtype: str) -> Values:
+    """The values of a block with no negative NaN."""
+    if dtype == "float32":
+        return Values.of([ptx.from_bits(w) for w in words])
+    return Values([to_float(word, half, dtype) for word in words for half in (0, 1)], row_signs(words), True)
 
 
 def unpack_columns(words: list[Uint32], dtype: str) -> list[Values]:
     """One word from each of 16 rows, with no negative NaN: two columns of 16-bit data, or one of fp32."""
     if dtype == "float32":
         return [Values.of([ptx.from_bits(w) for w in words])]
-    signs = [[], []]
-    for rows in (words[:8], words[8:]):
-        even, odd = ((ptx.prmt(r[0], r[2], 0x7351), ptx.prmt(r[4], r[6], 0x7351)) for r in (rows, rows[1:] + rows[:1]))
-        for column, selector in enumerate((0x5410, 0x7632)):
-            signs[column].append(interleave_signs(ptx.prmt(*even, selector), ptx.prmt(*odd, selector)))
-    return [Values([to_float(w, i, dtype) for w in words], tuple(signs[i])) for i in (0, 1)]
+    return [Values([to_float(w, i, dtype) for w in words], signs, True) for i, signs in enumerate(column_signs(words))]
+
+
+def finite_to_float(word: Uint32, half: int) -> Float32:
+    """Element 0 or 1 of a word of finite bf16, by a multiplication: bit moves would load the ALU."""
+    pair = "hi, hi" if half else "lo, lo"
+    text = (
+        f"{{ .reg .b16 lo, hi; .reg .b32 w; mov.b32 {{lo, hi}}, $1; mov.b32 w, {{{pair}}}; mul.rn.bf16x2 $0, w, $2; }}"
+    )
+    zero_and_one = Uint32(0x3F800000)
+    return ptx.from_bits(ptx.asm(text, Uint32, word, zero_and_one))
+
+
+def clamp_magnitudes(words: list[Uint32], top: Uint32, dtype: str) -> list[Uint32]:
+    """min(|x|, top) of 16-bit elements, half by half; NaN becomes top."""
+    kind = f"{_SHORT[dtype]}x2"
+    text = f"{{ .reg .b32 a; abs.{kind} a, $1; min.{kind} $0, a, $2; }}"
+    return [ptx.asm(text, Uint32, word, top) for word in words]
 
 
 def unpack(words: list[Uint32], dtype: str) -> list[Float32]:

@@ -55,11 +55,12 @@ def add_amaxes(plan: CastTilesPlan, slots: ChoiceSlots, tid: Int32, items: list,
 
 
 def decide(plan: CastTilesPlan, slots: ChoiceSlots, lines, outer, tid: Int32) -> None:
-    """Make the 4over6 choice of every 16x16 block out of all threads' lines: (group, block, line, 16 values) each."""
-    for group, block, line, values in lines:
+    """Make the 4over6 choice of every 16x16 block out of all threads' lines: (group, block, line, 16 values,
+    whether they have at most 11 bits) each."""
+    for group, block, line, values, short in lines:
         index = Uint32(group * _across(plan) + block)
         tile_amax = ptx.from_bits(ptx.load_shared(slots.amaxes + index * Uint32(4), 1)[0])
-        six, four = both_errors(values, outer, candidates(tile_amax, outer), plan.math, plan.arch)
+        six, four = both_errors(values, outer, candidates(tile_amax, outer), plan.math, plan.arch, short)
         where = slots.errors + (index * Uint32(16) + Uint32(line)) * Uint32(8)
         ptx.store_shared(where, (ptx.bits(six[0]), ptx.bits(four[0])))
     cute.arch.sync_threads()

@@ -7,13 +7,16 @@ import cutlass.cute as cute
 from cutefp4.kernels.common import ptx
 from cutefp4.kernels.common.hadamard16 import transform
 from cutefp4.kernels.common.philox import philox
-from cutefp4.kernels.quantize import tile_choice, tile_smem
-from cutefp4.kernels.quantize.block_encode import encode_block, encode_line, make_outer
+from cutefp4.kernels.quantize import tile_choice, tile_smem, tile_transpose
+from cutefp4.kernels.quantize.block_encode import Encoded, encode_block, encode_line, make_outer
 from cutefp4.kernels.quantize.block_scale import Outer
+from cutefp4.kernels.quantize.grid_encode import encode_columns_on_grid, encode_row_on_grid
 from cutefp4.kernels.quantize.input_block import (
+    BYTES,
     Values,
     block_amax,
     column_amaxes,
+    pack,
     unpack,
     unpack_columns,
     unpack_row,
@@ -22,6 +25,7 @@ from cutefp4.kernels.quantize.input_block import (
 from cutefp4.kernels.quantize.tile_io import (
     GROUPS,
     THREADS,
+    Sink,
     TileIo,
     column_item,
     column_sink,
@@ -31,7 +35,7 @@ from cutefp4.kernels.quantize.tile_io import (
     row_step,
     store_block,
 )
-from cutlass import Int32, Int64, Uint32
+from cutlass import Float32, Int32, Int64, Uint32
 
 from cutefp4.quant_plan import CastTilesPlan
 
@@ -45,6 +49,7 @@ class Shared:
 
     tile: Uint32
     outers: Uint32
+    codes: Uint32
     choice: tile_choice.ChoiceSlots | None
 
 
@@ -81,11 +86,13 @@ def read_outer(plan: CastTilesPlan, shared: Uint32, slot: Int32) -> Outer:
     return Outer(amax, *rest)
 
 
-def scalar_outer(plan: CastTilesPlan, amax: Int64, io: TileIo) -> Outer:
-    """The one outer amax of the tensor or group."""
-    return make_outer(
-        ptx.from_bits(ptx.load_words(amax + Int64(io.rows.group) * Int64(4), 1, io.rows.exists)[0]), plan.math
-    )
+def scalar_outers(plan: CastTilesPlan, io: TileIo) -> list[Outer]:
+    """The one outer amax of the tensor or group, of the rowwise and the columnwise copy."""
+    amaxes = [
+        ptx.load_words(amax + Int64(io.rows.group) * Int64(4), 1, io.rows.exists)[0]
+        for amax in (io.row_amax, io.col_amax)
+    ]
+    return [make_outer(ptx.from_bits(amax), plan.math) for amax in amaxes]
 
 
 @cute.jit
@@ -105,19 +112,62 @@ def fill_outers(plan: cutlass.Constexpr, io: cutlass.Constexpr, shared: cutlass.
 
 def encode_rows(plan: CastTilesPlan, io: TileIo, shared: Shared, loaded: list, random: Random, outer) -> None:
     """Encode the blocks in registers and store them in the rowwise copy."""
-    sink, blocks = row_sink(plan, io), io.n // 16
+    sink = row_sink(plan, io)
     for j, words in enumerate(loaded):
-        r, b = row_item(plan, io.tid, j)
-        row, block = io.rows.local + r, io.first_column // 16 + b
-        mine = read_outer(plan, shared.outers, r) if plan.token else outer
-        values, words4 = unpack_row(words, plan.dtype), random.words(plan, block, row)
-        if plan.block == "1d":
-            done = encode_block(values, block_amax(words, plan.dtype), mine, plan.math, plan.arch, words4)
-        else:
-            amax, four = tile_choice.read(plan, shared.choice, r // 16, b)
-            done = encode_line(values, amax, four, mine, plan.math, plan.arch, words4)
-        valid = (row < io.rows.rows) & (block < blocks)
-        store_block(plan, sink, row_step(plan, io, j), done, valid, block < (blocks + 3) // 4 * 4)
+        # Codes that are transposed are needed behind a group's last row, too.
+        encode = _encode_row_of_group if plan.grouped and not plan.shares_codes else _encode_row
+        encode(plan, io, shared, sink, words, random, outer, j)
+
+
+@cute.jit
+def _encode_row_of_group(
+    plan: cutlass.Constexpr,
+    io: cutlass.Constexpr,
+    shared: cutlass.Constexpr,
+    sink: cutlass.Constexpr,
+    words: cutlass.Constexpr,
+    random: cutlass.Constexpr,
+    outer: cutlass.Constexpr,
+    j: cutlass.Constexpr,
+):
+    """`_encode_row`, which the rows behind a group's last one skip: groups end anywhere in their last tile."""
+    r, b = row_item(plan, io.tid, j)
+    if io.rows.local + r < io.rows.rows:
+        _encode_row(plan, io, shared, sink, words, random, outer, j)
+    else:
+        if cutlass.const_expr(plan.scale_layout == "tiled"):
+            where = sink.scales + row_step(plan, io, j).scales
+            blocks, block = io.n // 16, io.first_column // 16 + b
+            ptx.store_byte(where, Uint32(0), block < (blocks + 3) // 4 * 4)
+
+
+def _encode_row(
+    plan: CastTilesPlan, io: TileIo, shared: Shared, sink: Sink, words: list, random: Random, outer, j: int
+) -> None:
+    """Block j of this thread."""
+    blocks = io.n // 16
+    r, b = row_item(plan, io.tid, j)
+    row, block = io.rows.local + r, io.first_column // 16 + b
+    mine = read_outer(plan, shared.outers, r) if plan.token else outer
+    if plan.block == "2d":
+        top, four = tile_choice.read(plan, shared.choice, r // 16, b)
+    else:
+        top, four = block_amax(words, plan.dtype), None
+    if plan.on_grid:
+        done = encode_row_on_grid(words, top, mine, plan.math.arithmetic, plan.dtype)
+    else:
+        done = _encode(plan, unpack_row(words, plan.dtype), top, four, mine, random.words(plan, block, row))
+    if plan.shares_codes:
+        tile_transpose.put(plan, shared.codes, r, b, (done.low, done.high))
+    valid = (row < io.rows.rows) & (block < blocks)
+    store_block(plan, sink, row_step(plan, io, j), done, valid, block < (blocks + 3) // 4 * 4)
+
+
+def _encode(plan: CastTilesPlan, values: Values, top: Float32, four, outer: Outer, random) -> Encoded:
+    """A block, or a line of a 16x16 block, element by element."""
+    if plan.block == "1d":
+        return encode_block(values, top, outer, plan.math, plan.arch, random)
+    return encode_line(values, top, four, outer, plan.math, plan.arch, random)
 
 
 def read_item(plan: CastTilesPlan, shared: Shared, tid: Int32, j: int) -> list[Uint32]:
@@ -132,31 +182,53 @@ def encode_columns(plan: CastTilesPlan, io: TileIo, shared: Shared, random: Rand
     padded_n = (io.n + 127) // 128 * 128
     for j in range(2):
         words = read_item(plan, shared, io.tid, j)
-        tops = column_amaxes(words, plan.dtype)
-        for i, values in enumerate(unpack_columns(words, plan.dtype)):
-            g, in_tile = column_item(plan, io.tid, j, i)
+        places = [column_item(plan, io.tid, j, i) for i in range(4 // BYTES[plan.dtype])]
+        outers = [read_outer(plan, shared.outers, c + 128) if plan.token else outer for _, c in places]
+        randoms = [random.words(plan, io.rows.local // 16 + g, io.first_column + in_tile) for g, in_tile in places]
+        for i, done in enumerate(_encode_item(plan, shared, words, places, outers, randoms, factors)):
+            g, in_tile = places[i]
             column, group = io.first_column + in_tile, io.rows.local // 16 + g
-            mine = read_outer(plan, shared.outers, in_tile + 128) if plan.token else outer
-            words4 = random.words(plan, group, column)
-            top = tops[i]
-            if plan.rht != "none":
-                values = Values.of(transform(values.x, factors, plan.rht, plan.dtype))
-                top = values_amax(values.x)
-            if plan.block == "1d":
-                done = encode_block(values, top, mine, plan.math, plan.arch, words4)
-            else:
-                amax, four = tile_choice.read(plan, shared.choice, g, in_tile // 16)
-                done = encode_line(values, amax, four, mine, plan.math, plan.arch, words4)
             valid = (column < io.n) & (group < blocks)
             padded = (column < padded_n) & (group < (blocks + 3) // 4 * 4)
             store_block(plan, sink, column_step(plan, io, j, i), done, valid, padded)
 
 
+def _encode_item(plan: CastTilesPlan, shared: Shared, words: list, places, outers, randoms, factors):
+    """The blocks of one columnwise item of a thread."""
+    if plan.rht == "bf16" and plan.dtype == "bfloat16":
+        return _encode_rounded(plan, words, outers, randoms, factors)
+    columns = unpack_columns(words, plan.dtype)
+    if plan.rht == "none":
+        tops = column_amaxes(words, plan.dtype)
+    else:
+        columns = [Values.of(transform(values.x, factors, plan.rht, plan.dtype)) for values in columns]
+        tops = [values_amax(values.x) for values in columns]
+    fours = [None] * len(places)
+    if plan.block == "2d":
+        tops, fours = zip(*(tile_choice.read(plan, shared.choice, g, c // 16) for g, c in places), strict=True)
+    if plan.on_grid and plan.rht == "none":
+        return encode_columns_on_grid(words, tops, outers, plan.math.arithmetic, plan.dtype)
+    return [_encode(plan, *rest) for rest in zip(columns, tops, fours, outers, randoms, strict=True)]
+
+
+def _encode_rounded(plan: CastTilesPlan, words: list, outers, randoms, factors) -> list[Encoded]:
+    """Two columns that are rounded to bf16 after the transform: from there on they are like packed rows."""
+    done = []
+    for values, outer, random in zip(unpack_columns(words, plan.dtype), outers, randoms, strict=True):
+        packed = pack(transform(values.x, factors, "fp32", plan.dtype), "bfloat16")
+        top = block_amax(packed, "bfloat16")
+        if plan.on_grid:
+            done.append(encode_row_on_grid(packed, top, outer, plan.math.arithmetic, "bfloat16"))
+        else:
+            done.append(_encode(plan, unpack_row(packed, "bfloat16"), top, None, outer, random))
+    return done
+
+
 def row_lines(plan: CastTilesPlan, io: TileIo, loaded: list):
-    """(16-row group, block column, line in the 16x16 block, values) of this thread's blocks."""
+    """(16-row group, block column, line in the 16x16 block, values, `Values.short`) of this thread's blocks."""
     for j, words in enumerate(loaded):
         r, b = row_item(plan, io.tid, j)
-        yield r // 16, b, r % 16, unpack(words, plan.dtype)
+        yield r // 16, b, r % 16, unpack(words, plan.dtype), plan.dtype != "float32"
 
 
 def column_lines(plan: CastTilesPlan, io: TileIo, shared: Shared):
@@ -165,4 +237,4 @@ def column_lines(plan: CastTilesPlan, io: TileIo, shared: Shared):
         words = read_item(plan, shared, io.tid, j)
         for i, values in enumerate(unpack_columns(words, plan.dtype)):
             g, in_tile = column_item(plan, io.tid, j, i)
-            yield g, in_tile // 16, in_tile % 16, values.x
+            yield g, in_tile // 16, in_tile % 16, values.x, values.short

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from cutefp4.kernels.common import ptx
 from cutefp4.kernels.common.scale_layout import column_offset, row_offset
-from cutefp4.kernels.quantize.input_block import BYTES, load_block, positive_nans
+from cutefp4.kernels.quantize.input_block import BYTES, load_block
 from cutefp4.kernels.quantize.tile_map import TileRows
 from cutlass import Int32, Int64, Uint32
 
@@ -70,7 +70,7 @@ def column_item(plan: CastTilesPlan, tid: Int32, j: int, i: int) -> tuple[Int32,
 
 
 def load_tile(plan: CastTilesPlan, io: TileIo) -> list:
-    """This thread's blocks; zeros outside the matrix."""
+    """This thread's blocks as they are; zeros outside the matrix."""
     loaded = []
     for j in range(items_per_thread(plan)):
         r, b = row_item(plan, io.tid, j)
@@ -80,7 +80,7 @@ def load_tile(plan: CastTilesPlan, io: TileIo) -> list:
         valid = (row < io.rows.rows) & (column < io.n)
         words = load_block(where, valid, plan.dtype, plan.vector_bytes, inside)
         loaded.append(words)
-    return [positive_nans(words, plan.dtype) for words in loaded]
+    return loaded
 
 
 @dataclass(frozen=True)
@@ -140,10 +140,15 @@ def column_step(plan: CastTilesPlan, io: TileIo, j: int, i: int) -> Steps:
     return Steps(Int64(columns) * io.col_stride, scales)
 
 
-def store_block(plan: CastTilesPlan, sink: Sink, step: Steps, done, valid, padded) -> None:
-    """Codes and scale of a block; `padded`: the tiled layout has a byte for it, zero if it is not valid."""
-    ptx.store_words(sink.codes + step.codes, (done.low, done.high), valid)
+def store_scale(plan: CastTilesPlan, sink: Sink, step: Steps, byte: Uint32, valid, padded) -> None:
+    """Scale of a block; `padded`: the tiled layout has a byte for it, zero if it is not valid."""
     if plan.scale_layout == "tiled":
-        ptx.store_byte(sink.scales + step.scales, ptx.select(valid, done.scale, Uint32(0)), padded)
+        ptx.store_byte(sink.scales + step.scales, ptx.select(valid, byte, Uint32(0)), padded)
     else:
-        ptx.store_byte(sink.scales + step.scales, done.scale, valid)
+        ptx.store_byte(sink.scales + step.scales, byte, valid)
+
+
+def store_block(plan: CastTilesPlan, sink: Sink, step: Steps, done, valid, padded) -> None:
+    """Codes and scale of a block; `padded` as in `store_scale`."""
+    ptx.store_words(sink.codes + step.codes, (done.low, done.high), valid)
+    store_scale(plan, sink, step, done.scale, valid, padded)

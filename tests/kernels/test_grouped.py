@@ -19,6 +19,7 @@ RECIPES = [
     TOKEN.replace(rht="fp32", rounding="stochastic"),
     TE.replace(arithmetic="torchao"),
     TE.replace(four_over_six="mae", four_over_six_error="fast", e4m3_max=256),
+    TE.replace(block="2d"),
 ]
 SIZES = [[0, 5, 0, 130, 64, 1], [200], [0, 0, 300], [3] * 40]
 

@@ -69,5 +69,5 @@ def test_hardware_conversions_on_blackwell():
         compile_report(CastTilesPlan(arch, "bfloat16", TE, "tensor", "tiled", columnwise=False)).kernels[0].instructions
         for arch in ("sm_90a", "sm_100a")
     ]
-    assert mixes[0]["FFMA"] > 4 * 64 > mixes[1]["FFMA"]
+    assert mixes[0]["FFMA"] > 3 * 64 > mixes[1]["FFMA"]
     assert "e2m1x2" in compile_report(CastTilesPlan("sm_100a", "bfloat16", TE, "tensor", "tiled", columnwise=False)).ptx

@@ -96,6 +96,20 @@ def test_given_amaxes(machine):
     check(machine, x, TOKEN, columnwise_amax=torch.linspace(0, 5, 64), **BOTH)
     check(machine, x, TE.replace(rht="fp32"), amax=torch.tensor(3.7), **BOTH)
     check(machine, x, TOKEN.replace(block="2d"), amax=torch.linspace(0, 5, 32), **BOTH)
+    check(machine, x, TE.replace(block="2d"), amax=torch.tensor(3.7), columnwise_amax=torch.tensor(9.0), **BOTH)
+
+
+@on_machines
+def test_ties_and_saturation(machine):
+    """Elements on the ties of the grid, and block scales so small that elements saturate."""
+    for recipe in (TE, TOKEN, TE.replace(block="2d"), TE.replace(rounding="stochastic")):
+        x = cases.matrix(48, 96, "ties", 3)
+        check(machine, x, recipe, seed=1, offset=2, **BOTH)
+        check(machine, x * 3, recipe, seed=1, offset=2, **BOTH)
+    x = cases.matrix(32, 64, "heavy", 5)
+    for factor in (0.01, 30.0):
+        check(machine, x, TE, amax=x.float().abs().max() * factor, **BOTH)
+        check(machine, x, TOKEN, amax=x.float().abs().amax(1) * factor, **BOTH)
 
 
 @on_machines
