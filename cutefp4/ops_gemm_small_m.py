@@ -64,6 +64,12 @@ def split(config: SmallMConfig, request: Request, sms: int) -> SmallMSplit:
 _split = cache(split_of)
 
 
+def shared_bytes(config: SmallMConfig, request: Request, sms: int) -> int:
+    """Shared memory of a CTA."""
+    s = split(config, request, sms)
+    return activation_bytes(config, s) + partial_bytes(config, s) + ring_bytes(config)
+
+
 def plan(config: SmallMConfig, request: Request, arch: str) -> Sm90SmallMPlan:
     """The plan that serves a request with a legal configuration."""
     return Sm90SmallMPlan(

@@ -20,6 +20,7 @@ from cutefp4.config_small_m import (
     UNIT,
     SmallMConfig,
     activation_bytes,
+    clusters_at_once,
     partial_bytes,
     ring_bytes,
     row_tile_count,
@@ -94,7 +95,20 @@ def test_small_m_reads_the_weight_on_every_sm():
         config = small_m.choose(1, n, k, 1, "nvfp4", 132)
         s = split_of(config, n, k, 1, 132)
         assert s.groups * config.cluster >= 112
-    assert small_m.choose(65, 8192, 8192, 1, "nvfp4", 132) is None
+    assert small_m.best(65, 8192, 8192, 1, "nvfp4", 132) is None
+
+
+def test_what_was_not_measured_to_be_faster_is_not_dispatched():
+    assert small_m.choose(17, 8192, 8192, 1, "nvfp4", 132) is None
+    assert small_m.choose(16, 8192, 28672, 1, "nvfp4", 132) is None  # four passes over the activations
+    assert small_m.best(17, 8192, 8192, 1, "nvfp4", 132) is not None
+
+
+def test_clusters_at_once_are_those_that_an_h200_reported():
+    measured = {(2, 1): 66, (2, 2): 132, (4, 1): 30, (8, 1): 15, (8, 2): 30}
+    assert {key: clusters_at_once(*key, 132) for key in measured} == measured
+    for config in small_m.candidates(1, 7168, 16384, 1, "nvfp4", 132):
+        assert split_of(config, 7168, 16384, 1, 132).groups <= clusters_at_once(config.cluster, 1, 132)
 
 
 def test_every_field_of_a_plan_is_part_of_the_key():

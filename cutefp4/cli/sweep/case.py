@@ -144,9 +144,9 @@ def _request(case: Case, arch: str):
     if case.kind == "w4a16":
         constant, alpha_a, activations = ops_gemm_sm90.weight_constant(recipe_b.e4m3_max), "none", "bfloat16"
     tree = default_epilogue(constant, alpha_a, alpha_b, bias, activation, c)
-    k = round_up(case.k, ops_gemm_sm90.K_BLOCK)
-    in_place = case.epilogue == "accumulate"
-    return ops_gemm_sm90.GemmRequest(case.m, case.n, k, 1, out, activations, "tiled", "tiled", tree, in_place=in_place)
+    return ops_gemm_sm90.GemmRequest(
+        case.m, case.n, case.k, 1, out, activations, "tiled", "tiled", tree, in_place=case.epilogue == "accumulate"
+    )
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from cutefp4.config_sm100 import Sm100Config, tmem_layout
 from cutefp4.errors import OperandError, UnsupportedError
 from cutefp4.plan import Plan
 
-TENSOR_CORE = ("HGMMA", "UTCOMMA", "UTCQMMA", "UTCHMMA", "UTCIMMA")
-"""SASS mnemonics of wgmma and tcgen05.mma."""
+TENSOR_CORE = ("HMMA", "HGMMA", "UTCOMMA", "UTCQMMA", "UTCHMMA", "UTCIMMA")
+"""SASS mnemonics of mma.sync, wgmma and tcgen05.mma."""
 EMULATED_PRODUCTS = 1 << 29
 """M * N * K that the emulator multiplies in seconds."""
 EMULATED_SMS = 4
@@ -85,6 +85,7 @@ def predict_case(space: Space, configs: list[Any], failed: dict[Plan, str], chec
                 row |= {"check": f"does not compile: {failed[plan]}", "us": None}
             else:
                 row |= resources(plan)
+                row["smem_bytes"] = row["smem_bytes"] or target.shared_bytes(config, case)
                 if checker is not None:
                     say(f"emulating {row['name']}")
                     row["check"] = _emulated_verdict(checker, target, config)

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
-from cutefp4 import gemm_choice_sm100, ops_gemm_sm90
+from cutefp4 import gemm_choice_sm100, ops_gemm_sm90, ops_gemm_small_m
 from cutefp4.cli.sweep.case import EPILOGUES, Case
 from cutefp4.config import Sm90Config, with_most_stages
 from cutefp4.config_sm100 import Sm100Config, sm100_problems
+from cutefp4.config_small_m import SmallMConfig
 from cutefp4.errors import OperandError, UnsupportedError
-from cutefp4.heuristics import sm90, sm100
+from cutefp4.heuristics import sm90, sm100, small_m
 from cutefp4.layer_plans import SMS
 from cutefp4.plan import Plan
 from cutefp4.schedule_model_sm90 import estimate as estimate_sm90
@@ -41,6 +42,14 @@ AXES: dict[type, dict[str, tuple]] = {
         "steps_per_group": (1, 2, 4),
         "cluster": (1, 2),
     },
+    SmallMConfig: {
+        "row_tiles": (1, 2),
+        "depth": (2, 4, 8),
+        "row_warps": (4, 8, 16),
+        "k_warps": (1, 2, 4),
+        "cluster": (1, 2, 4),
+        "ctas_per_sm": (1, 2),
+    },
     Sm100Config: {
         "tile_m": (128, 256),
         "tile_n": (64, 128, 192, 256),
@@ -57,6 +66,13 @@ FULL_AXES: dict[type, dict[str, tuple]] = {
         "decode_groups": (0, 1, 2),
         "fragment_registers": (16, 32),
         "decode_to": ("float16", "bfloat16"),
+    },
+    SmallMConfig: {
+        "depth": (2, 3, 4, 6, 8),
+        "row_warps": (2, 4, 7, 8, 14, 16),
+        "k_warps": (1, 2, 4, 8),
+        "cluster": (1, 2, 4, 8),
+        "ctas_per_sm": (1, 2, 3),
     },
     Sm100Config: {"raster_group": (1, 4, 8, 16), "stages": (2, 3, 4, 5, 6, 7, 8)},
 }
@@ -85,13 +101,18 @@ class Target:
 
     def kinds(self, case: Case) -> list[type]:
         """The classes of configurations, one for each kernel that may serve the case."""
-        return [Sm90Config] if self.arch == "sm_90a" else [Sm100Config]
+        if self.arch != "sm_90a":
+            return [Sm100Config]
+        few = case.m <= small_m.MAX_M and ops_gemm_small_m.serves(self.request(case))
+        return [Sm90Config, *([SmallMConfig] if few else [])]
 
     def request(self, case: Case):
         return case.request(self.arch)
 
     def problems(self, config: Any, case: Case) -> list[str]:
         """The predicate: why a configuration cannot serve the case."""
+        if isinstance(config, SmallMConfig):
+            return ops_gemm_small_m.problems(config, self.request(case), self.sms)
         return self._ops().config_problems(config, self.request(case))
 
     def plan(self, config: Any, case: Case) -> Plan:
@@ -101,11 +122,16 @@ class Target:
         """What the heuristic takes."""
         request = self.request(case)
         if self.arch == "sm_90a":
-            return sm90.choose(request.shape(), self.sms, request.batch_invariant)
+            return ops_gemm_sm90.choose(request, self.sms)
         return sm100.choose(request.shape(), self.sms, request.batch_invariant, request.swappable())
 
     def base(self, kind: type, case: Case) -> Any:
         """The best configuration of a kernel by its own heuristic: where a search among its configurations starts."""
+        r = self.request(case)
+        if kind is SmallMConfig:
+            return small_m.best(r.m, r.n, r.k, r.batch, r.activations, self.sms) or SmallMConfig()
+        if kind is Sm90Config:
+            return sm90.choose(r.shape(), self.sms, r.batch_invariant)
         return self.choice(case)
 
     def fitted(self, config: Any, case: Case) -> Any:
@@ -116,9 +142,18 @@ class Target:
             return sm100.with_most_stages(config, vectors) if not sm100_problems(config, vectors) else config
         return with_most_stages(config, *request.shape().operands(config), request.staged_store())
 
+    def shared_bytes(self, config: Any, case: Case) -> int:
+        """Shared memory of a kernel that gets it at launch; 0 of the others."""
+        if isinstance(config, SmallMConfig):
+            return ops_gemm_small_m.shared_bytes(config, self.request(case), self.sms)
+        return 0
+
     def predict(self, config: Any, case: Case) -> Prediction:
         """The schedule model's time."""
-        shape = self.request(case).shape()
+        request = self.request(case)
+        shape = request.shape()
+        if isinstance(config, SmallMConfig):
+            return Prediction(small_m.estimate(config, request.n, request.k, request.batch, self.sms), "memory")
         if isinstance(config, Sm100Config):
             found = estimate_sm100(config, shape, with_sms(self.sms))
             return Prediction(found.us, found.limiter)
@@ -269,9 +304,11 @@ _judged: dict[tuple, _Judged] = {}
 
 
 def _judge(target: Target, case: Case, kind: type, axes: dict[str, tuple]) -> _Judged:
-    # M, N and K decide nothing about legality beyond how D can be stored: cases share what was judged.
+    # M, N and K decide nothing about legality beyond how D can be stored, except with few rows: cases share what was
+    # judged.
     request = target.request(case)
-    key = (target, kind, tuple(axes.items()), request.store(), replace(request.shape(), m=0, n=0, k=0))
+    shape = request.shape() if kind is SmallMConfig else replace(request.shape(), m=0, n=0, k=0)
+    key = (target, kind, tuple(axes.items()), request.store(), shape)
     if key in _judged:
         return _judged[key]
     found = _judged[key] = _Judged()
