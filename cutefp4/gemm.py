@@ -191,12 +191,12 @@ def gemm_a16(
         out: (..., N), contiguous; receives Y.
         out_dtype: bfloat16, float16 or float32; by default out's, and x's without out.
         batch_invariant: a row's result is the same bits alone and in any batch.
-        backend: a name of `cutefp4.backend.BACKENDS`; None follows the device. `reference` takes any K, `sm90` a
-            multiple of 64; Blackwell has no kernel for it.
+        backend: a name of `cutefp4.backend.BACKENDS`; None follows the device. Blackwell has no kernel
+            for it. On `sm90` x starts at a multiple of 16 bytes, and a K that is no multiple of 64 may cost a copy.
 
     Raises:
         OperandError: x, w or an argument that does not fit.
-        UnsupportedError: the backend does not have this operation, or not for this K.
+        UnsupportedError: the backend does not have this operation, or not for these tensors.
     """
     operand, options = _a16_request(x, w, bias, activation, out, out_dtype, batch_invariant)
     chosen = backends.choose(operand.device, backend)

@@ -37,9 +37,9 @@ class Sm90GemmPlan(Plan):
         config: tile sizes, stages, roles.
         epilogue: the tree.
         out_dtype: of D: "bfloat16", "float16" or "float32".
-        store: how D is written: "tma" (rows of a multiple of 16 bytes), "tma_add" (the same, added to the fp32 values
-            that D holds; the tree is without that C, or with it and load "tma", which then splits the work), "pairs"
-            (two columns per access) or "elements".
+        store: how D is written: "tma" (rows of a multiple of 16 bytes), "tma_add" (the same, where D = C + z in place,
+            fp32: with load "tma" TMA adds what the staging ring cannot load at once), "pairs" (two columns per access)
+            or "elements".
         load: how `Tile` leaves and extra stores are accessed: "tma" (16-byte aligned rows; the first leaf with elements
             of D's size comes through D's staging buffer, the others as pairs), "pairs" or "elements".
         activations: "nvfp4" (W4A4), or "bfloat16" / "float16": A is 16-bit and B is NVFP4 (W4A16; needs swap_ab and

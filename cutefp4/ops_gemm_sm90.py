@@ -39,8 +39,9 @@ _NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "
 _BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
-MIX_K = 1024
-"""Largest K of an in-place sum that is not wholly added in memory: there the additions take longer than the product."""
+TMA_ADD_K = 1024
+"""Largest K of an in-place fp32 sum that TMA adds in part. Measured, 7168 x 2048: K = 512 48.7 us (all of C loaded
+49.5, all added 56.3); K = 2048 117.1 (115.0, 118.4)."""
 
 
 def _matrices(tree: Epilogue) -> list:
@@ -74,22 +75,14 @@ class GemmRequest:
         """How D can be written."""
         if self.tree.halves_columns() or not self.aligned:
             return "elements"
-        if self.n * _BYTES[self.out_dtype] % 16 == 0:
-            return "tma_add" if self.in_place and self.tree.without_addition_to("c") else "tma"
-        return "elements" if self.n % 2 else "pairs"
-
-    def mixes(self) -> bool:
-        """Whether an in-place sum partly loads C and stores, and only partly adds in memory (see staged_store.py)."""
-        return self.store() == "tma_add" and self.k <= MIX_K and not _matrices(self.tree.without_addition_to("c"))
-
-    def kernel_tree(self) -> Epilogue:
-        """What the kernel evaluates: the tree, without C where the store adds to it in memory."""
-        added = self.store() == "tma_add" and not self.mixes()
-        return self.tree.without_addition_to("c") if added else self.tree
+        if self.n * _BYTES[self.out_dtype] % 16:
+            return "elements" if self.n % 2 else "pairs"
+        product = self.tree.without_addition_to("c") if self.in_place and self.k <= TMA_ADD_K else None
+        return "tma" if product is None or _matrices(product) else "tma_add"
 
     def load(self) -> str:
         """How tiles can be read and extra matrices written."""
-        matrices = _matrices(self.kernel_tree())
+        matrices = _matrices(self.tree)
         if not matrices or not self.aligned or self.n % 2:
             return "elements"
         rows = all(self.n * _BYTES[node.dtype] % 16 == 0 for node in matrices)
@@ -103,7 +96,7 @@ class GemmRequest:
         """What the heuristic sees."""
         return sm90.GemmShape(
             self.m, self.n, round_up(self.k, K_BLOCK), self.batch, self.activations, self.a_scales, self.b_scales,
-            self.staged_store(), self.tree.halves_columns(),
+            self.staged_store(), self.tree.halves_columns(), self.staged_store() if self.load() == "tma" else 0,
         )  # fmt: skip
 
     def problem(self, sms: int) -> dict[str, tuned.Scalar]:
@@ -159,7 +152,7 @@ def plan_with(config: AnyConfig, request: GemmRequest, arch: str) -> AnyPlan:
     return Sm90GemmPlan(
         arch,
         config,
-        request.kernel_tree(),
+        request.tree,
         request.out_dtype,
         store,
         request.activations,
@@ -252,8 +245,6 @@ def _run(tensors: list[torch.Tensor], named: dict[str, torch.Tensor], d, request
         return
     if request.k % K_BLOCK:
         tensors = _padded_operand(*tensors[:2]) + _padded_operand(*tensors[2:])
-    if request.store() == "tma_add" and not request.mixes():
-        named = {name: tensor for name, tensor in named.items() if name != "c"}
     arguments = [d, *named.values(), *buffers(plan, request, sms, d.device)]
     kernel_cache.get(plan)(*tensors, tuple(arguments), sms)
 
@@ -310,6 +301,8 @@ def _gemm_into(
     a, a_scales, b, b_scales, leaves, sinks, d, tree: str, activations: str, batch_invariant: bool
 ) -> None:  # fmt: skip
     """Run on 3-D operands; `leaves` and `sinks` are in the order of the tree's."""
+    if activations != "nvfp4":
+        _check_activations(a)  # here and not earlier: traced tensors have no address
     l, m, _ = a.shape
     tree = _tree(tree)
     named = dict(zip((node.name for node in (*tree.leaves(), *tree.sinks)), (*leaves, *sinks), strict=True))
@@ -429,12 +422,12 @@ def gemm_tree(
     return d
 
 
-def _check_a16(x: torch.Tensor, w: Nvfp4Operand) -> None:
+def _check_activations(x: torch.Tensor) -> None:
     if x.data_ptr() % 16:
         raise UnsupportedError(
-            f"activations (M, {x.shape[1]}) at address {x.data_ptr() % 16} modulo 16",
+            f"activations of shape {tuple(x.shape)} that start {x.data_ptr() % 16} bytes behind a multiple of 16",
             "activations 16-byte aligned",
-            "copy a slice",
+            "copy the slice: x.clone()",
         )
 
 
@@ -464,7 +457,6 @@ def gemm_a16(
     Raises:
         UnsupportedError: x is not aligned.
     """
-    _check_a16(x, w)
     d = torch.empty(x.shape[0], w.rows, dtype=out_dtype or x.dtype, device=x.device) if out is None else out
     if 0 in d.shape:
         return d
@@ -497,7 +489,7 @@ def gemm_plan(
     """
     is_a16 = isinstance(a, torch.Tensor)
     if is_a16:
-        _check_a16(a, b)
+        _check_activations(a)
         text, _ = _a16_arguments(b, bias, activation)
     elif tree is None:
         text, _ = _default_arguments(a, b, bias, activation, c, beta)

@@ -189,6 +189,18 @@ def test_gemm_a16(dtype, recipe):
     assert_same_bits(out, y)
 
 
+def test_gemm_a16_compiles_and_refuses_a_misaligned_slice(monkeypatch):
+    monkeypatch.setattr(cutefp4.backend, "kernel_operations", lambda _: ops.OPERATIONS)
+    x, w = activations(), cutefp4.quantize(matrix(N, K), TOKEN)
+    want = cutefp4.gemm_a16(x, w)
+    run = torch.compile(lambda x: cutefp4.gemm_a16(x, w, backend="emulator"), backend="aot_eager", fullgraph=True)
+    with emulator.device("sm_90a", sms=2):
+        assert_same_bits(run(x), want)
+        shifted = torch.zeros(x.numel() + 1, dtype=x.dtype)[1:].view(x.shape)
+        with pytest.raises(UnsupportedError, match="2 bytes behind a multiple of 16"):
+            cutefp4.gemm_a16(shifted, w, backend="emulator")
+
+
 @pytest.mark.parametrize(
     ("x", "message"),
     [

@@ -225,6 +225,28 @@ def test_code_has_no_spills_and_wgmma_is_not_serialised(name):
     assert len(re.findall(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x0", code)) == 1
 
 
+EPILOGUES = {
+    # alphas, bias, activation, C; dtype of D; K: with D in place where C is fp32
+    "plain": (("scalar", "scalar"), "bfloat16", 4096),
+    "column": (("scalar", "column"), "bfloat16", 4096),
+    "full": (("row", "column", "bfloat16", "relu", "bfloat16"), "bfloat16", 4096),
+    "fp32": (("row", "column"), "float32", 2048),
+    "loaded": (("row", "column", None, None, "float32"), "float32", 2048),
+    "mixed": (("row", "column", None, None, "float32"), "float32", 512),
+}
+
+
+@pytest.mark.parametrize("name", EPILOGUES)
+def test_no_epilogue_takes_registers_from_the_mainloop(name):
+    """The epilogue's registers count for ptxas: with 208 to a consumer, scalar alphas had serialised all wgmma."""
+    arguments, dtype, k = EPILOGUES[name]
+    tree = default_epilogue(gemm_constant(448, 448), *arguments)
+    request = ops.GemmRequest(4096, 4096, k, 1, dtype, "nvfp4", "tiled", "tiled", tree, in_place=dtype == "float32")
+    code = disassemble(kernel_cache.artifacts(ops.make_plan(request, "sm_90a", 132)).cubin)
+    assert not re.findall(r"\b(LDL|STL)\b", code)
+    assert len(re.findall(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x0", code)) == 1
+
+
 # ---------------------------------------------------------------- results
 
 TAILS = [
@@ -282,7 +304,7 @@ def test_bias_activation_and_accumulation(device, activation):
 SUMS = {
     # rows, columns, K, dtype, elements that D's base is off by: how C + z reaches memory
     "mixed": (140, 136, 96, torch.float32, 0, ("tma_add", "tma")),
-    "added": (70, 136, 1088, torch.float32, 0, ("tma_add", "elements")),
+    "long": (70, 136, 1088, torch.float32, 0, ("tma", "tma")),
     "odd columns": (70, 135, 96, torch.float32, 0, ("elements", "elements")),
     "pairs": (70, 134, 96, torch.float32, 0, ("elements", "pairs")),
     "misaligned": (70, 136, 96, torch.float32, 1, ("elements", "elements")),

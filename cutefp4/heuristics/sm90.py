@@ -32,6 +32,7 @@ class GemmShape:
     m, n, k: of D = A * B^T, K padded to 64. batch: L. activations: "nvfp4", "bfloat16" or "float16". a_scales,
     b_scales: scale layouts. staged_store: bytes of an element of D if it can leave by TMA (16-byte rows), else 0.
     halves_columns: SwiGLU over column pairs, which needs the columns of D on the shared operand.
+    staged_tile: bytes of an element of C if it comes through D's staging memory, else 0.
     """
 
     m: int
@@ -43,6 +44,7 @@ class GemmShape:
     b_scales: str = "tiled"
     staged_store: int = 2
     halves_columns: bool = False
+    staged_tile: int = 0
 
     def operands(self, config: Sm90Config) -> tuple[Sm90Operand, Sm90Operand]:
         """Register and shared operand of a configuration."""
@@ -96,7 +98,9 @@ Measured: 1360 clocks for 256x128 with decode warps (8192^3), 870 to 1000 for 12
 1780 for 256x128 beside 16-bit activations."""
 HBM_BYTES_PER_CLOCK, L2_BYTES_PER_CLOCK = 18.0, 45.0
 """Of one SM."""
-TILE_CLOCKS = 4000.0
+TILE_CLOCKS, EPILOGUE_BYTES_PER_CLOCK = 4000.0, 18.0
+"""What a work tile costs besides its products: at least the first, and the bytes of its C and D. Measured for 128x256
+(128x128): bf16 4000, with C 6500; fp32 8400, with C 15 000 (6300)."""
 SPLIT_CLOCKS = {128: 8000.0, 256: 33000.0}
 """By tile_m * tile_n / 128: partial sums of 64 and of 128 KiB. (256, 7168, 16384) took 95 us, of which products,
 tiles and staging explain 76; 24 MB of partial sums may be too much for the L2 cache."""
@@ -140,13 +144,15 @@ def estimate(config: Sm90Config, shape: GemmShape, sms: int = SMS) -> float:
     units, slots = _tiles(config, shape), max(1, sms // config.cluster)
     block, stages = _block_clocks(config, rows_n), -(-shape.k // config.tile_k)
     before = _staging_clocks(shape, rows_n) if config.staged else 0.0
+    moved = config.tile_m * config.tile_n * (shape.staged_store + shape.staged_tile)
+    per_tile = max(TILE_CLOCKS, moved / EPILOGUE_BYTES_PER_CLOCK)
     if config.stream_k:
         per_cta = units * stages / min(units * stages, slots)
         parts = 1 + per_cta / stages
         exchange = SPLIT_CLOCKS.get(config.tile_m * config.tile_n // 128, 4000.0)
-        return before + per_cta * config.k_blocks * block + parts * TILE_CLOCKS + exchange
+        return before + per_cta * config.k_blocks * block + parts * per_tile + exchange
     waves = -(-units // slots)
-    return before + waves * (stages * config.k_blocks * block + TILE_CLOCKS)
+    return before + waves * (stages * config.k_blocks * block + per_tile)
 
 
 def candidates(shape: GemmShape, batch_invariant: bool = False) -> list[Sm90Config]:
@@ -165,8 +171,9 @@ def candidates(shape: GemmShape, batch_invariant: bool = False) -> list[Sm90Conf
     found = []
     for base in bases:
         operands = shape.operands(base)
-        # D of fp32 takes twice the staging memory.
-        passes = base.store_passes * (2 if shape.staged_store == 4 else 1)
+        # D of fp32 takes twice the staging memory. C is loaded while a tile is multiplied only as far as the ring
+        # holds it: bf16, 4096^3, one pass 191.6 us, two 193.2, four 201.2; without C 186.3, 185.8 and 187.3.
+        passes = (1 if shape.staged_tile else base.store_passes) * (2 if shape.staged_store == 4 else 1)
         config = replace(base, decode_to=decode_to, store_passes=passes)
         config = with_most_stages(config, *operands, shape.staged_store)
         if sm90_problems(config, *operands, shape.staged_store):

@@ -30,8 +30,8 @@ class EpilogueSpec:
     Attributes:
         tree: what to compute.
         acc_exponent: the accumulators hold the sum times 2^acc_exponent.
-        store: "tma" (16-byte aligned rows), "tma_add" (fp32, added to what D holds; with load "tma" the tree has that
-            C, and part of D is loaded and stored instead), "pairs" (two columns per access) or "elements".
+        store: "tma" (16-byte aligned rows), "tma_add" (with load "tma": D = C + z in place, and TMA adds where C is
+            not loaded), "pairs" (two columns per access) or "elements".
         load: how `Tile` leaves are read (and extra matrices stored): "tma" (the first one that has elements of D's
             size through D's staging buffer, the others as pairs), "pairs" or "elements".
     """

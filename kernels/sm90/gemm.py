@@ -165,7 +165,7 @@ class Sm90Gemm:
         store = matrix_tma(tensors[0], self.config, cpasync.CopyBulkTensorTileS2GOp())
         if self.plan.store == "tma":
             return store, load, ()
-        return store if load else (), load, matrix_tma(tensors[0], self.config, cpasync.CopyReduceBulkTensorTileS2GOp())
+        return store, load, matrix_tma(tensors[0], self.config, cpasync.CopyReduceBulkTensorTileS2GOp())
 
     @cute.kernel
     def kernel(self, tma_m, tma_n, tma_d, compact_tensors, tiled_mma, epilogue_tensors, sizes, scheduler):
