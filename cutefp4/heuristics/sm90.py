@@ -4,7 +4,8 @@ The candidates are few, and a model of the kernel's time picks one. Its constant
 (perf/results). Per work tile and 64 of K a CTA takes the longest of
 
     tensor core   PRODUCTS * tile_m * tile_n / 32 clocks; PRODUCTS > 1 is what the pipeline loses
-    issue         ISSUE_M * tile_m + ISSUE_N * tile_n: decoding, which shares the issue slots with everything else
+    issue         ISSUE_M * tile_m + ISSUE_N * tile_n: decoding, which shares the issue slots with everything else;
+                  in the order of memory it takes longer, and hides less
     memory        bytes / BYTES_PER_CLOCK of one SM
 
 and each work tile costs a fixed time on top. Tiles run in waves of one per SM; with stream-K every SM gets the same
@@ -92,10 +93,12 @@ SMALL = (
 PRODUCTS = {128: 1.45, 256: 1.09}
 """By tile_m * tile_n / 128. Measured: 741 clocks per 64 of K for 128x128, 1110 for 128x256, 1127 for 256x128; the
 tensor core alone would take 512 and 1024."""
-ISSUE_M, ISSUE_NATURAL, ISSUE_N = 4.0, 6.5, 2.7
-"""Per row of the register operand, of the same in the order of memory, and of an operand that decode warps decode.
-Measured: 1360 clocks for 256x128 with decode warps (8192^3), 870 to 1000 for 128x128, 860 to 1110 for 256x16; 1600 to
-1780 for 256x128 beside 16-bit activations."""
+ISSUE_M, ISSUE_N = 4.0, 2.7
+"""Per row of the register operand, and of an operand that decode warps decode. Measured: 1360 clocks for 256x128 with
+decode warps (8192^3), 870 to 1000 for 128x128, 860 to 1110 for 256x16."""
+NATURAL_ROW, NATURAL_PRODUCTS = 3.5, 0.8
+"""Beside 16-bit activations decoding and products add up: 920 clocks per 64 of K for 256x16, 1060 for 256x32, 570 for
+128x32, 700 for 128x64, 1490 for 256x64, 1000 for 128x128, 1580 to 1780 for 256x128, 1210 for 128x256."""
 HBM_BYTES_PER_CLOCK, L2_BYTES_PER_CLOCK = 18.0, 45.0
 """Of one SM."""
 TILE_CLOCKS, EPILOGUE_BYTES_PER_CLOCK = 4000.0, 18.0
@@ -110,7 +113,8 @@ STREAM_TILES = 200
 760 against 717: nothing is left over to save, and two tiles per CTA are exchanged."""
 
 STAGING_BYTES_PER_CLOCK = 2500.0
-"""Of the GPU: about 40 us for 8192 x 8192."""
+"""Of the GPU, fitted to whole calls: 39 us for 8192 x 8192. ncu, which holds the clock down, saw 50, and 15 for 4096 x
+4096."""
 STAGING_CLOCKS = 4000.0
 """Launch and first bytes."""
 
@@ -129,7 +133,9 @@ def _block_clocks(config: Sm90Config, rows_n: int) -> float:
     """A tile's time per 64 of K."""
     area, used_n = config.tile_m * config.tile_n, min(config.tile_n, rows_n)
     packed = 0.5625 * config.tile_m
-    issue = (ISSUE_NATURAL if config.natural_order else ISSUE_M) * config.tile_m
+    issue = ISSUE_M * config.tile_m
+    if config.natural_order:
+        issue = NATURAL_ROW * config.tile_m + NATURAL_PRODUCTS * area / 32
     if config.decode_groups:
         # Operands of few rows come once per tile row: they hardly count beside the other one.
         memory = (packed + 0.5625 * used_n) / HBM_BYTES_PER_CLOCK
