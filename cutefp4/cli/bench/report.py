@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from cutefp4.cli.bench import schedule_document
 from cutefp4.cli.bench.gemm import CASES, README
 from cutefp4.cli.bench.session import PREDICTED, newest
 from cutefp4.cli.roofline import ROOFS, Point, plot
@@ -343,7 +344,7 @@ def write(out: Path, root: Path | None) -> list[Path]:
     written = write_plots(out, results)
     readme = out.parent / "README.md"
     readme.write_text(perf_readme(results))
-    written.append(readme)
+    written += [readme, *schedule_document.write(out)]
     if root is not None:
         path = root / "README.md"
         path.write_text(with_block(path.read_text(), readme_block(results)))
