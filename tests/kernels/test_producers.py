@@ -63,11 +63,9 @@ def test_rmsnorm(machine, recipe, dtype):
 
 
 @on_gpu
-@pytest.mark.parametrize("recipe", [TOKEN, TE, COMPACT], ids=QuantRecipe.describe)
-@pytest.mark.parametrize("dtype", [BF16, FP16, FP32], ids=str)
+@pytest.mark.parametrize(("recipe", "dtype"), [(TOKEN, BF16), (TE, FP16), (COMPACT, FP32)], ids=lambda v: str(v)[:40])
 def test_rmsnorm_of_many_shapes(machine, recipe, dtype):
-    wide = [(1, 2048), (64, 7168), (300, 2112), (33, 16384), (129, 5120), (3, 16400), (2, 65552)]
-    for rows, columns in (*cases.odd_shapes(8, largest=4000), *wide):
+    for rows, columns in (*cases.odd_shapes(2, largest=4000), (64, 7168), (300, 2112), (33, 16384), (2, 65552)):
         x, residual, weight = norm_inputs(rows, columns, dtype)
         check_norm(machine, x, weight.to(dtype), recipe, residual)
 
