@@ -115,7 +115,7 @@ def run_case(session: Session, name: str, product: Case, arch: str) -> None:
     elif reason != "W4A16 only":
         session.say(f"{name}: quack does not run: {reason}")
     variants = [Variant(variant, lambda _, run=run: run()) for variant, run in runs.items()]
-    timings = measure(variants, rounds=session.rounds(15), clock=EventClock())
+    timings = measure(variants, rounds=session.rounds(10), clock=EventClock())
     plans = operation_plans(product, target_for(arch, product, launch.sm_count(operands.b.device)))
     config = "; ".join(describe(plan.config) for plan in plans if hasattr(plan, "config"))
     for variant, timing in timings.items():

@@ -111,7 +111,7 @@ def quantize_table(data: dict, shapes: Sequence[str] | None = None) -> str:
                     f"{faster:.1f}x faster" if faster else "-",
                 ]  # fmt: skip
             )
-    heads = ("shape", "mode", "us", "GB/s", "of a copy's speed", "of the plain mode's time", "than torch.compile")
+    heads = ("shape", "mode", "us", "GB/s", "of a copy's speed", "time / plain mode (or copy)", "than torch.compile")
     return table(heads, rows)
 
 
