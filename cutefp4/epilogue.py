@@ -39,7 +39,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
-from functools import cache
+from functools import cache, cached_property
 from types import ModuleType
 
 from cutefp4.errors import OperandError, UnsupportedError
@@ -358,6 +358,10 @@ class Epilogue:
 
     def halves_columns(self) -> bool:
         """Whether D has half as many columns as the product (SwiGLU)."""
+        return self._halves_columns
+
+    @cached_property
+    def _halves_columns(self) -> bool:
         return any(isinstance(node, SwigluPair) for node in self.nodes())
 
     def without_addition_to(self, name: str) -> Epilogue | None:

@@ -21,7 +21,8 @@ from cutefp4.layer_plans import SMS
 
 SMALL = Case("TN", 64, 128, 256)
 TWO = {"tile_m": ["128"], "tile_n": ["16"], "k_blocks": ["4"], "consumer_groups": ["1", "2"], "mma_stages": ["2"],
-       "swap_ab": ["true"], "stream_k": ["false"], "store_passes": ["1"], "steps_per_group": ["4"]}  # fmt: skip
+       "swap_ab": ["true"], "stream_k": ["false"], "store_passes": ["1"], "steps_per_group": ["4"], "staged": ["false"],
+       "decode_groups": ["1"], "cluster": ["1"], "fragment_registers": ["32"]}  # fmt: skip
 SET = [text for name, values in TWO.items() for text in ("--set", f"{name}={','.join(values)}")]
 
 

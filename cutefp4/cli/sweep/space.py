@@ -11,7 +11,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from cutefp4 import gemm_choice_sm100, ops_gemm_sm90, ops_gemm_small_m
@@ -32,15 +32,17 @@ MOST = "most"
 
 AXES: dict[type, dict[str, tuple]] = {
     Sm90Config: {
-        "tile_m": (64, 128, 256, 512),
+        "tile_m": (64, 128, 256),
         "tile_n": (16, 32, 64, 128, 256),
         "k_blocks": (1, 2, 4),
-        "consumer_groups": (1, 2, 3, 4),
+        "consumer_groups": (1, 2),
         "load_stages": (MOST,),
-        "mma_stages": (2, 3, 4, 6),
-        "store_passes": (1, 2, 4),
-        "steps_per_group": (1, 2, 4),
+        "mma_stages": (2, 3, 4),
+        "store_passes": (1, 2),
+        "steps_per_group": (2, 4),
+        "decode_groups": (0, 1),
         "cluster": (1, 2),
+        "fragment_registers": (16, 32),
     },
     SmallMConfig: {
         "row_tiles": (1, 2),
@@ -61,10 +63,14 @@ AXES: dict[type, dict[str, tuple]] = {
 }
 FULL_AXES: dict[type, dict[str, tuple]] = {
     Sm90Config: {
+        "tile_m": (64, 128, 256, 512),
+        "consumer_groups": (1, 2, 3, 4),
+        "mma_stages": (2, 3, 4, 6),
+        "store_passes": (1, 2, 4, 8),
+        "steps_per_group": (1, 2, 4),
         "raster_group": (1, 4, 8, 16),
         "splits": (1, 2, 4, 8),
         "decode_groups": (0, 1, 2),
-        "fragment_registers": (16, 32),
         "decode_to": ("float16", "bfloat16"),
     },
     SmallMConfig: {
@@ -142,6 +148,16 @@ class Target:
             return sm100.with_most_stages(config, vectors) if not sm100_problems(config, vectors) else config
         return with_most_stages(config, *request.shape().operands(config), request.staged_store())
 
+    def candidates(self, case: Case) -> list[Any]:
+        """What the heuristic chooses from."""
+        if self.arch != "sm_90a":
+            return []
+        r = self.request(case)
+        found = list(sm90.candidates(r.shape(), r.batch_invariant))
+        if SmallMConfig in self.kinds(case):
+            found += small_m.candidates(r.m, r.n, r.k, r.batch, r.activations, self.sms)
+        return found
+
     def shared_bytes(self, config: Any, case: Case) -> int:
         """Shared memory of a kernel that gets it at launch; 0 of the others."""
         if isinstance(config, SmallMConfig):
@@ -218,12 +234,19 @@ class Space:
     def ranked(self, limit: int) -> list[Any]:
         """The heuristic's choice, then the most promising others, at most `limit` in all (0: every legal one).
 
-        Promising: a short predicted time, 2 % longer per field that differs from what the heuristic would take. The
-        model knows nothing of some fields, and what it calls equal is closer to the truth near a measured choice.
+        Up to half of them are what the heuristic chooses from, if `legal` holds them. Promising: a short predicted
+        time, 2 % longer per field that differs from what the heuristic would take. The model knows nothing of some
+        fields, and what it calls equal is closer to the truth near a measured choice.
         """
-        others = [config for config in self.legal if config != self.choice]
-        others.sort(key=lambda c: self.target.predict(c, self.case).us * 1.02 ** self.changes(c))
-        return [self.choice, *(others if limit == 0 else others[: limit - 1])]
+
+        def promise(config: Any) -> float:
+            return self.target.predict(config, self.case).us * 1.02 ** self.changes(config)
+
+        legal = sorted(self.legal, key=promise)
+        known = set(self.target.candidates(self.case))
+        first = [config for config in legal if config in known][: limit // 2]
+        ranked = list(dict.fromkeys([self.choice, *first, *legal]))
+        return ranked if limit == 0 else ranked[:limit]
 
 
 def axes_of(kind: type, given: dict[str, list[str]], full: bool, base: Any) -> dict[str, tuple]:
@@ -265,8 +288,10 @@ def _combinations(target: Target, case: Case, kind: type, axes: dict[str, tuple]
         named = dict(zip(axes, values, strict=True))
         if stage is None or named[stage] != MOST:
             yield kind(**named)
-        else:
-            yield target.fitted(kind(**{**named, stage: 2}), case)
+            continue
+        # What does not run with the fewest stages does not run with more, and finding the most takes long.
+        fewest = kind(**{**named, stage: 2})
+        yield fewest if target.problems(fewest, case) else target.fitted(fewest, case)
 
 
 def enumerate_space(target: Target, case: Case, given: dict[str, list[str]], full: bool) -> Space:
@@ -324,6 +349,7 @@ def _judge(target: Target, case: Case, kind: type, axes: dict[str, tuple]) -> _J
     return found
 
 
+@cache
 def reason_kind(reason: str) -> str:
     """A reason without its numbers: what groups combinations that fail alike."""
     return "".join("#" if c.isdigit() else c for c in reason).replace("##", "#").replace("##", "#").replace("##", "#")
