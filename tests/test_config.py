@@ -14,7 +14,9 @@ def hopper(config: Sm90Config) -> list[str]:
     return sm90_problems(config, Sm90Operand(config.tile_m), Sm90Operand(config.tile_n))
 
 
-@pytest.mark.parametrize("config, problems", [(Sm90Config(), hopper), (Sm100Config(), sm100_problems)], ids=["sm_90a", "sm_100a"])
+@pytest.mark.parametrize(
+    "config, problems", [(Sm90Config(), hopper), (Sm100Config(), sm100_problems)], ids=["sm_90a", "sm_100a"]
+)
 def test_defaults_run_and_reasons_name_the_field(config, problems):
     assert problems(config) == []
     for field in ("tile_m", "tile_n"):
