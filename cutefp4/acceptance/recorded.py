@@ -1,7 +1,8 @@
 """GEMMs whose results an H200 has recorded (tests/fixtures/gemm_sm90.npz, made by perf/gemm_fixtures.py).
 
 Wherever sums are exact in fp32 every kernel on every machine must give these bits. Where they round, the same Hopper
-kernel must, in the emulator too: its schedule does not depend on the number of multiprocessors if batch invariant.
+kernel must, in the emulator too: the same configuration, whatever the heuristic prefers today, and batch invariant, so
+that its order of summation does not depend on the number of multiprocessors.
 Approximated functions may differ in their last bits.
 """
 
@@ -12,7 +13,13 @@ import hashlib
 import numpy as np
 import torch
 
+from cutefp4 import tuned
 from cutefp4.acceptance.gemm import GemmCase
+from cutefp4.acceptance.machine import Machine
+from cutefp4.config import Sm90Config, with_most_stages
+from cutefp4.epilogue import default_epilogue
+from cutefp4.format import gemm_constant
+from cutefp4.ops_gemm_sm90 import GemmRequest
 
 WHOLE_BYTES = 2048
 """A larger D is kept as a digest of 8 bytes per row."""
@@ -60,7 +67,10 @@ ROUNDED = tuple(
     GemmCase(m=m, n=n, k=k, values="wide", out="float32", batch_invariant=True)
     for m, n, k in ((20, 24, 256), (129, 136, 208), (7, 63, 2048))
 )
-"""The same kernel on the same architecture gives these bits."""
+"""The same kernel on the same architecture, in the configuration `ROUNDED_CONFIG`, gives these bits."""
+
+ROUNDED_CONFIG = Sm90Config(swap_ab=True, mma_stages=4, steps_per_group=4, store_passes=2)
+"""As many stages as fit; their number does not change a sum."""
 
 APPROXIMATED = tuple(
     GemmCase(m=5, n=72, k=128, bias=bias, activation=activation, out="float32")
@@ -69,6 +79,17 @@ APPROXIMATED = tuple(
 """A GPU's exponential: every machine comes within a few units in the last place. Small, so that D is kept whole."""
 
 EVERY = (*EXACT, *ROUNDED, *APPROXIMATED)
+
+
+def run_rounded(case: GemmCase, machine: Machine) -> torch.Tensor:
+    """D of one of `ROUNDED`, in the recorded configuration."""
+    tree = default_epilogue(gemm_constant(448, 448), "row", "column")
+    scales = case.scales_a, case.scales_b
+    request = GemmRequest(case.m, case.n, case.k, 1, case.out, "nvfp4", *scales, tree, batch_invariant=True)
+    operands = request.shape().operands(ROUNDED_CONFIG)
+    config = with_most_stages(ROUNDED_CONFIG, *operands, request.staged_store())
+    with tuned.use([tuned.TunedEntry("gemm", "sm_90a", request.problem(machine.sms), config)]):
+        return case.run(machine, None if machine.native else case.seed)
 
 
 def digest(d: torch.Tensor) -> np.ndarray:
