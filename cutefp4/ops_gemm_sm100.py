@@ -19,7 +19,7 @@ from cutefp4 import compile as kernel_cache
 from cutefp4 import tuned, workspace
 from cutefp4.config_sm100 import Sm100Config, split_workspace
 from cutefp4.epilogue import Epilogue
-from cutefp4.epilogue_arguments import alpha_kinds
+from cutefp4.epilogue_arguments import alpha_kinds, composed_text
 from cutefp4.errors import OperandError, UnsupportedError
 from cutefp4.format import BLOCK
 from cutefp4.gemm_choice_sm100 import TMA_BYTES, VECTOR_BYTES, GemmRequest, PlannedGemm, make_plan
@@ -112,11 +112,6 @@ def _tree_text(a: Nvfp4Operand, b: Nvfp4Operand, bias, activation, c, beta: floa
     return ";".join(map(str, (a.e4m3_max, b.e4m3_max, *alpha_kinds(a, b), bias_dtype, activation, c_dtype, beta)))
 
 
-def _composed_text(a: Nvfp4Operand, b: Nvfp4Operand, tree: Epilogue) -> str:
-    """A composed tree for a pair; `tree_of` reads it."""
-    return ";".join(["tree", tree.name, str(a.e4m3_max), str(b.e4m3_max), *alpha_kinds(a, b)])
-
-
 def gemm(
     a: Nvfp4Operand,
     b: Nvfp4Operand,
@@ -176,7 +171,7 @@ def gemm_tree(
     """
     count = len(tensors) - len(tree.sinks)
     named = list(tensors.values())
-    leaves, sinks, text = named[:count], named[count:], _composed_text(a, b, tree)
+    leaves, sinks, text = named[:count], named[count:], composed_text(a, b, tree)
     if tree.quantizes():
         d = _empty_operand(a, b, tree, tensors[tree.out.amax.name])
         if a.rows:
@@ -244,7 +239,7 @@ def gemm_plan(
         -(-a.k // K_MULTIPLE) * K_MULTIPLE,
         a.batch_shape[0] if a.batch_shape else 1,
         "nvfp4" if quantizes else _NAMES[out_dtype],
-        _tree_text(a, b, bias, activation, c, beta) if tree is None else _composed_text(a, b, tree),
+        _tree_text(a, b, bias, activation, c, beta) if tree is None else composed_text(a, b, tree),
         aligned,
         batch_invariant,
         aligned32,

@@ -25,7 +25,7 @@ from cutefp4 import tuned, workspace
 from cutefp4.config import K_BLOCK, Sm90Config, sm90_budget_table, sm90_problems
 from cutefp4.config_small_m import SmallMConfig
 from cutefp4.epilogue import Epilogue, default_epilogue
-from cutefp4.epilogue_arguments import alpha_kinds
+from cutefp4.epilogue_arguments import alpha_kinds, composed_text
 from cutefp4.errors import UnsupportedError
 from cutefp4.format import BLOCK, gemm_constant, numerator
 from cutefp4.gemm_plan import Sm90GemmPlan, check_index_range
@@ -417,7 +417,7 @@ def gemm_tree(
         return d
     count = len(tensors) - len(tree.sinks)
     named = list(tensors.values())
-    text = ";".join(["tree", tree.name, str(a.e4m3_max), str(b.e4m3_max), *alpha_kinds(a, b)])
+    text = composed_text(a, b, tree)
     gemm_into(*_pair(a, b), named[:count], named[count:], _batched(d, 3), text, "nvfp4", batch_invariant)
     return d
 
@@ -494,7 +494,7 @@ def gemm_plan(
     elif tree is None:
         text, _ = _default_arguments(a, b, bias, activation, c, beta)
     else:
-        text = ";".join(["tree", tree.name, str(a.e4m3_max), str(b.e4m3_max), *alpha_kinds(a, b)])
+        text = composed_text(a, b, tree)
     matrices = [t for t in (out, c) if t is not None]
     request = GemmRequest(
         a.shape[0] if is_a16 else a.rows,

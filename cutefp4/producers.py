@@ -15,13 +15,8 @@ from cutefp4.errors import OperandError
 from cutefp4.format import BLOCK
 from cutefp4.quantize_checks import (
     INPUT_DTYPES,
-    check_amaxes,
-    check_input,
-    check_random_state,
-    check_recipe,
     describe,
-    random_state,
-    require_finite,
+    quantizer_options,
 )
 from cutefp4.recipe import QuantRecipe
 from cutefp4.tensor import NVFP4Tensor, wrap
@@ -57,7 +52,7 @@ def swiglu_quantize(
     """
     _check_gate_up(x, interleave)
     shape, amaxes = (x.shape[0], x.shape[1] // 2), (amax, columnwise_amax)
-    options = _options(x, shape, recipe, (rowwise, columnwise), amaxes, (seed, offset), check_finite)
+    options = quantizer_options(x, recipe, (rowwise, columnwise), amaxes, (seed, offset), check_finite, shape)
     chosen = backends.choose(x.device, backend)
     copies = backends.run("swiglu_quantize", chosen, x.detach(), recipe, interleave=interleave, **options)
     return wrap(copies, x.dtype, recipe)
@@ -93,7 +88,7 @@ def deinterleave_quantize(
     """
     _check_gate_up(x, interleave)
     amaxes = (amax, columnwise_amax)
-    options = _options(x, tuple(x.shape), recipe, (rowwise, columnwise), amaxes, (seed, offset), check_finite)
+    options = quantizer_options(x, recipe, (rowwise, columnwise), amaxes, (seed, offset), check_finite)
     chosen = backends.choose(x.device, backend)
     copies = backends.run("deinterleave_quantize", chosen, x.detach(), recipe, interleave=interleave, **options)
     return wrap(copies, x.dtype, recipe)
@@ -158,7 +153,7 @@ def rmsnorm_quantize(
             describe("x", x), f"a tensor (M, N) with N a multiple of {BLOCK}", "flatten the token axes, or pad N"
         )
     amaxes = (amax, columnwise_amax)
-    options = _options(x, tuple(x.shape), recipe, (rowwise, columnwise), amaxes, (seed, offset), check_finite)
+    options = quantizer_options(x, recipe, (rowwise, columnwise), amaxes, (seed, offset), check_finite)
     _check_norm(x, weight, eps, residual)
     copies, total, normed = backends.run(
         "rmsnorm_quantize",
@@ -173,18 +168,6 @@ def rmsnorm_quantize(
         **options,
     )
     return NormedTensor(wrap(copies, x.dtype, recipe), total, normed)
-
-
-def _options(x, shape: tuple, recipe, copies: tuple, amaxes: tuple, state: tuple, check_finite: bool) -> dict:
-    """What every backend's function takes, checked; `shape` is that of the matrix which is quantised."""
-    check_recipe(recipe)
-    check_input(x, recipe, *copies, columns=shape[1])
-    check_amaxes(shape, x.device, recipe, *amaxes)
-    check_random_state(recipe, *state)
-    if check_finite:
-        require_finite(x)
-    names = ("rowwise", "columnwise", "amax", "columnwise_amax")
-    return {**dict(zip(names, (*copies, *amaxes), strict=True)), **random_state(*state)}
 
 
 def _check_gate_up(x, interleave: int | None) -> None:

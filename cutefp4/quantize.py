@@ -14,11 +14,11 @@ from cutefp4.operand import Nvfp4GroupedOperand, Nvfp4Operand
 from cutefp4.quantize_checks import (
     INPUT_DTYPES,
     check_amax,
-    check_amaxes,
     check_input,
     check_offs,
     check_random_state,
     check_recipe,
+    quantizer_options,
     random_state,
     require_finite,
 )
@@ -63,24 +63,9 @@ def quantize(
         NonFiniteError: check_finite found NaN or Inf.
         UnsupportedError: the backend does not have this operation or recipe.
     """
-    check_recipe(recipe)
-    check_input(x, recipe, rowwise, columnwise)
-    check_amaxes(tuple(x.shape), x.device, recipe, amax, columnwise_amax)
-    check_random_state(recipe, seed, offset)
-    if check_finite:
-        require_finite(x)
-    chosen = backends.choose(x.device, backend)
-    copies = backends.run(
-        "quantize",
-        chosen,
-        x.detach(),
-        recipe,
-        rowwise=rowwise,
-        columnwise=columnwise,
-        amax=amax,
-        columnwise_amax=columnwise_amax,
-        **random_state(seed, offset),
-    )
+    amaxes = (amax, columnwise_amax)
+    options = quantizer_options(x, recipe, (rowwise, columnwise), amaxes, (seed, offset), check_finite)
+    copies = backends.run("quantize", backends.choose(x.device, backend), x.detach(), recipe, **options)
     return wrap(copies, x.dtype, recipe)
 
 

@@ -29,6 +29,31 @@ def require_finite(x: torch.Tensor) -> None:
         )
 
 
+def quantizer_options(
+    x,
+    recipe: QuantRecipe,
+    copies: tuple[bool, bool],
+    amaxes: tuple[torch.Tensor | None, torch.Tensor | None],
+    state: tuple,
+    check_finite: bool,
+    shape: tuple[int, ...] | None = None,
+) -> dict:
+    """Keywords of a backend's quantising function, checked.
+
+    Args:
+        copies: rowwise, columnwise. amaxes: theirs. state: seed, offset.
+        shape: of the matrix that is quantised, if it is not x itself.
+    """
+    check_recipe(recipe)
+    check_input(x, recipe, *copies, columns=shape[-1] if shape else None)
+    check_amaxes(shape or tuple(x.shape), x.device, recipe, *amaxes)
+    check_random_state(recipe, *state)
+    if check_finite:
+        require_finite(x)
+    names = ("rowwise", "columnwise", "amax", "columnwise_amax")
+    return {**dict(zip(names, (*copies, *amaxes), strict=True)), **random_state(*state)}
+
+
 def check_recipe(recipe: QuantRecipe) -> None:
     if not isinstance(recipe, QuantRecipe):
         raise OperandError(

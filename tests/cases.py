@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from cutefp4.errors import RecipeError
+from cutefp4.acceptance.matrix import every_recipe
 from cutefp4.format import E4M3_MAX, numerator
 from cutefp4.recipe import QuantRecipe
 
@@ -212,31 +212,9 @@ PROFILES = {
 """Recipes by the name of their arithmetic."""
 
 
-def all_recipes():
+def all_recipes() -> list[QuantRecipe]:
     """Every recipe that has a meaning, with the default sign mask and tiled scales."""
-    fields = {
-        "scaling": ("tensor", "token"),
-        "block": ("1d", "2d"),
-        "arithmetic": ("te", "per_token", "torchao"),
-        "rht": ("none", "bf16", "fp32"),
-        "rounding": ("nearest", "stochastic"),
-        "four_over_six": ("none", "mae", "mse"),
-        "four_over_six_error": ("strict", "fast"),
-        "four_over_six_columnwise": ("shared", "recomputed"),
-        "e4m3_max": (448, 256),
-    }
-    for values in itertools.product(*fields.values()):
-        chosen = dict(zip(fields, values, strict=True))
-        if chosen["four_over_six"] == "none" and chosen["four_over_six_error"] == "fast":
-            continue
-        if chosen["four_over_six_columnwise"] == "recomputed" and (
-            chosen["four_over_six"] == "none" or chosen["block"] == "1d"
-        ):
-            continue
-        try:
-            yield QuantRecipe(**chosen)
-        except RecipeError:
-            continue
+    return [recipe.replace(scale_layout="tiled") for recipe in every_recipe()]
 
 
 # ---------------------------------------------------------------- guarded buffers
