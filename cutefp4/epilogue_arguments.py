@@ -18,16 +18,6 @@ from cutefp4.operand import Nvfp4Operand
 ALPHAS = ("alpha_a", "alpha_b")
 
 
-def alpha_kinds(a: Nvfp4Operand, b: Nvfp4Operand) -> tuple[str, str]:
-    """How z reads the amaxes of a pair, as `default_epilogue` and `Epilogue.bind` say it."""
-    return "row" if a.scaling == "token" else "scalar", "column" if b.scaling == "token" else "scalar"
-
-
-def composed_text(a: Nvfp4Operand, b: Nvfp4Operand, tree: Epilogue) -> str:
-    """A composed tree for a pair as an argument of an operator; the architectures' operators read it."""
-    return ";".join(["tree", tree.name, str(a.e4m3_max), str(b.e4m3_max), *alpha_kinds(a, b)])
-
-
 def epilogue_tensors(
     tree: Epilogue, tensors: Mapping[str, torch.Tensor], a: Nvfp4Operand, b: Nvfp4Operand
 ) -> dict[str, torch.Tensor]:

@@ -47,6 +47,11 @@ def gemm_constant(e4m3_max_a: int, e4m3_max_b: int) -> float:
     return float(torch.div(torch.ones_like(product), product))
 
 
+def weight_constant(e4m3_max: int) -> float:
+    """fl32(1 / (6 * e4m3_max)): what one operand's outer amax leaves behind in a GEMM with 16-bit activations."""
+    return float(torch.ones(()) / numerator(e4m3_max))
+
+
 def divide(x: torch.Tensor, y: float | torch.Tensor) -> torch.Tensor:
     """fl32(x / y): a true IEEE division on every device."""
     if not isinstance(y, torch.Tensor):

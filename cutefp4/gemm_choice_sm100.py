@@ -7,12 +7,11 @@ access needs rows of a multiple of 16 bytes, a 256-bit one of 32.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from functools import cache
 
 from cutefp4 import tuned
 from cutefp4.config_sm100 import TILE_K, Sm100Config, budget_table, sm100_problems
-from cutefp4.epilogue import Column, Epilogue, Row, Store, Tile, default_epilogue, named
-from cutefp4.format import gemm_constant
+from cutefp4.epilogue import Column, Row, Store, Tile
+from cutefp4.epilogue_text import tree_of
 from cutefp4.gemm_plan import check_index_range
 from cutefp4.gemm_plan_sm100 import Sm100GemmPlan
 from cutefp4.heuristics import sm100
@@ -28,8 +27,8 @@ TMA_BYTES, VECTOR_BYTES = 16, 32
 class GemmRequest:
     """Everything that a plan depends on; hashable, made from tensors without touching their data.
 
-    m, n, k: of the product, K padded to 32. batch: L. out_dtype: of D, "nvfp4" if the tree quantises. tree: text of the
-    epilogue, see `tree_of`. aligned, aligned32: D, and all matrices of the tree, start at multiples of 16, of 32 bytes.
+    m, n, k: of the product, K padded to 32. batch: L. out_dtype: of D, "nvfp4" if the tree quantises. tree: the
+    epilogue as text. aligned, aligned32: D, and all matrices of the tree, start at multiples of 16, of 32 bytes.
     """
 
     m: int
@@ -155,20 +154,3 @@ def plan_with(config: Sm100Config, request: GemmRequest, arch: str) -> Sm100Gemm
     staged = tiles > 0 and not sm100_problems(config, shape.column_vectors, tiles)
     load = "tma" if staged else "elements"
     return replace(plan, store=request.store(), tile_load=load, sink_store=request.sink_store())
-
-
-@cache
-def tree_of(text: str) -> Epilogue:
-    """The epilogue that a text stands for.
-
-    Default tree: e4m3 maxima, kinds of alpha_a and alpha_b, dtypes of bias and C, ... A composed one: "tree", its name,
-    e4m3 maxima, kinds.
-    """
-    parts = text.split(";")
-    if parts[0] == "tree":
-        _, name, max_a, max_b, alpha_a, alpha_b = parts
-        return named(name).bind(gemm_constant(int(max_a), int(max_b)), alpha_a, alpha_b)
-    max_a, max_b, alpha_a, alpha_b, *rest, beta = parts
-    bias, activation, c = (None if part == "None" else part for part in rest)
-    constant = gemm_constant(int(max_a), int(max_b))
-    return default_epilogue(constant, alpha_a, alpha_b, bias, activation, c, float(beta))

@@ -19,7 +19,7 @@ from cutefp4 import compile as kernel_cache
 from cutefp4 import tuned, workspace
 from cutefp4.config_sm100 import Sm100Config, split_workspace
 from cutefp4.epilogue import Epilogue
-from cutefp4.epilogue_arguments import alpha_kinds, composed_text
+from cutefp4.epilogue_text import alpha_kinds, composed_text, default_text
 from cutefp4.errors import OperandError, UnsupportedError
 from cutefp4.format import BLOCK
 from cutefp4.gemm_choice_sm100 import TMA_BYTES, VECTOR_BYTES, GemmRequest, PlannedGemm, make_plan
@@ -107,9 +107,9 @@ def _scales(name: str, operand: Nvfp4Operand) -> torch.Tensor:
 
 
 def _tree_text(a: Nvfp4Operand, b: Nvfp4Operand, bias, activation, c, beta: float) -> str:
-    """The default tree for a pair; `tree_of` reads it."""
+    """The default tree for a pair."""
     bias_dtype, c_dtype = (None if t is None else _NAMES[t.dtype] for t in (bias, c if beta else None))
-    return ";".join(map(str, (a.e4m3_max, b.e4m3_max, *alpha_kinds(a, b), bias_dtype, activation, c_dtype, beta)))
+    return default_text((a.e4m3_max, b.e4m3_max), alpha_kinds(a, b), bias_dtype, activation, c_dtype, beta)
 
 
 def gemm(

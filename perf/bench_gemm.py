@@ -18,12 +18,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from cutefp4 import gemm_choice_sm90 as choice
 from cutefp4 import ops_gemm_sm90 as ops
 from cutefp4 import ops_gemm_small_m, reference
 from cutefp4.compile import get
 from cutefp4.config import with_most_stages
 from cutefp4.config_small_m import SmallMConfig
-from cutefp4.format import gemm_constant
+from cutefp4.epilogue import default_epilogue
+from cutefp4.format import gemm_constant, weight_constant
 from cutefp4.heuristics import sm90, small_m
 from cutefp4.operand import Nvfp4Operand
 from cutefp4.recipe import QuantRecipe
@@ -82,20 +84,20 @@ def decoded(operand: Nvfp4Operand) -> torch.Tensor:
     return reference.dequantize(unit, torch.float32).to(torch.bfloat16)
 
 
-def request_of(case: Case) -> ops.GemmRequest:
+def request_of(case: Case) -> choice.GemmRequest:
     """The case as the operation sees it, with a value of amax per row and column and nothing else in the epilogue."""
     a16 = case.kind == "w4a16"
-    constant = ops.weight_constant(448) if a16 else gemm_constant(448, 448)
-    tree = ops.default_epilogue(constant, "none" if a16 else "row", "column")
+    constant = weight_constant(448) if a16 else gemm_constant(448, 448)
+    tree = default_epilogue(constant, "none" if a16 else "row", "column")
     out = "float32" if case.epilogue == "wgrad" else "bfloat16"
     activations = "bfloat16" if a16 else "nvfp4"
-    return ops.GemmRequest(case.m, case.n, case.k, 1, out, activations, "tiled", "tiled", tree)
+    return choice.GemmRequest(case.m, case.n, case.k, 1, out, activations, "tiled", "tiled", tree)
 
 
-def plan_of(case: Case, config: ops.AnyConfig) -> ops.AnyPlan | None:
+def plan_of(case: Case, config: choice.AnyConfig) -> choice.AnyPlan | None:
     """The plan of one configuration; None if it is not legal."""
     request = request_of(case)
-    return None if ops.config_problems(config, request) else ops.plan_with(config, request, "sm_90a")
+    return None if choice.config_problems(config, request) else choice.plan_with(config, request, "sm_90a")
 
 
 class Problem:
@@ -141,7 +143,7 @@ class Problem:
             return separate
         return lambda: torch.matmul(self.a16, self.b16.T, out=self.d16)
 
-    def with_config(self, config: ops.AnyConfig) -> Callable[[], None] | None:
+    def with_config(self, config: choice.AnyConfig) -> Callable[[], None] | None:
         """The kernel of one configuration, without the operation around it; None if it is not legal."""
         request, plan = request_of(self.case), plan_of(self.case, config)
         if plan is None:
@@ -229,7 +231,7 @@ TUNING_SMALL = tuple(
 """The same for up to 16 rows: more or fewer warps that decode, shorter or longer pieces of a row."""
 
 
-def sweep_configs(case: Case) -> dict[str, ops.AnyConfig]:
+def sweep_configs(case: Case) -> dict[str, choice.AnyConfig]:
     """The heuristic's candidates for a case, by a short name."""
     base = sm90.GemmShape(case.m, case.n, case.k, activations="nvfp4" if case.kind == "w4a4" else "bfloat16")
     configs = sm90.candidates(base)
@@ -244,7 +246,7 @@ def sweep_configs(case: Case) -> dict[str, ops.AnyConfig]:
     return {describe(config): config for config in (*fitted, *few)}
 
 
-def describe(c: ops.AnyConfig) -> str:
+def describe(c: choice.AnyConfig) -> str:
     if isinstance(c, SmallMConfig):
         warps = f"{c.row_warps}x{c.k_warps}"
         return f"few {c.row_tiles * 16}x{c.n_tiles * 8} cluster {c.cluster} warps {warps} depth {c.depth} {c.decode_to}"
@@ -274,7 +276,7 @@ def run_case(case: Case, table: Table, sweep: bool, rounds: int) -> None:
     variants = [Variant(name, lambda _, run=run: run()) for name, run in runs.items()]
     timings = measure(variants, rounds=rounds, clock=EventClock())
     baseline = timings["cublas"].median
-    chosen = describe(ops.choose(request_of(case), 132))
+    chosen = describe(choice.choose(request_of(case), 132))
     for name, timing in timings.items():
         row = table.add(
             {"case": case.name, "m": case.m, "n": case.n, "k": case.k},

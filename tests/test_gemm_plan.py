@@ -2,7 +2,9 @@
 
 import pytest
 
-from cutefp4 import ops_gemm_sm90, ops_gemm_sm100
+from cutefp4 import gemm_choice_sm90, gemm_choice_sm100
+from cutefp4.epilogue import default_epilogue
+from cutefp4.epilogue_text import default_text
 from cutefp4.errors import UnsupportedError
 from cutefp4.gemm_plan import check_index_range
 
@@ -17,10 +19,10 @@ def test_offsets_that_fit_are_served(m, n, k, batch):
 
 @pytest.mark.parametrize("m, n, k, batch", TOO_LARGE)
 def test_offsets_beyond_32_bits_are_refused(m, n, k, batch):
-    tree = ops_gemm_sm90.default_epilogue(1.0, "row", "column")
-    hopper = ops_gemm_sm90.GemmRequest(m, n, k, batch, "bfloat16", "nvfp4", "tiled", "tiled", tree)
-    blackwell = ops_gemm_sm100.GemmRequest(m, n, k, batch, "bfloat16", "448;448;row;column;None;None;None;1.0")
+    tree = default_epilogue(1.0, "row", "column")
+    hopper = gemm_choice_sm90.GemmRequest(m, n, k, batch, "bfloat16", "nvfp4", "tiled", "tiled", tree)
+    blackwell = gemm_choice_sm100.GemmRequest(m, n, k, batch, "bfloat16", default_text((448, 448), ("row", "column")))
     with pytest.raises(UnsupportedError, match=f"M = {m}.*accepted: .*2\\^31.*to fix: split"):
-        ops_gemm_sm90.make_plan(hopper, "sm_90a", 132)
+        gemm_choice_sm90.make_plan(hopper, "sm_90a", 132)
     with pytest.raises(UnsupportedError, match=f"M = {m}"):
-        ops_gemm_sm100.make_plan(blackwell, "sm_100a", 148)
+        gemm_choice_sm100.make_plan(blackwell, "sm_100a", 148)

@@ -16,6 +16,7 @@ import torch
 import cutefp4
 from cutefp4 import compile as kernel_cache
 from cutefp4 import emulator, reference
+from cutefp4 import gemm_choice_sm90 as choice
 from cutefp4 import ops_gemm_sm90 as ops
 from cutefp4.config import (
     SM90_REGISTERS,
@@ -42,6 +43,7 @@ from cutefp4.epilogue import (
     silu,
     unary,
 )
+from cutefp4.epilogue_text import default_text, tree_of
 from cutefp4.errors import OperandError, UnsupportedError
 from cutefp4.format import gemm_constant
 from cutefp4.gemm_plan import Sm90GemmPlan
@@ -241,8 +243,8 @@ def test_no_epilogue_takes_registers_from_the_mainloop(name):
     """The epilogue's registers count for ptxas: with 208 to a consumer, scalar alphas had serialised all wgmma."""
     arguments, dtype, k = EPILOGUES[name]
     tree = default_epilogue(gemm_constant(448, 448), *arguments)
-    request = ops.GemmRequest(4096, 4096, k, 1, dtype, "nvfp4", "tiled", "tiled", tree, in_place=dtype == "float32")
-    code = disassemble(kernel_cache.artifacts(ops.make_plan(request, "sm_90a", 132)).cubin)
+    request = choice.GemmRequest(4096, 4096, k, 1, dtype, "nvfp4", "tiled", "tiled", tree, in_place=dtype == "float32")
+    code = disassemble(kernel_cache.artifacts(choice.make_plan(request, "sm_90a", 132)).cubin)
     assert not re.findall(r"\b(LDL|STL)\b", code)
     assert len(re.findall(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x0", code)) == 1
 
@@ -361,7 +363,7 @@ def run_config(config: Sm90Config, a: Nvfp4Operand, b: Nvfp4Operand, ctas: int, 
     """D of several launches of one configuration, and its buffers after them, which were poisoned."""
     plan = plan_of(config, a, b)
     assert sm90_problems(plan.config, *plan.operands()) == []
-    request = ops.GemmRequest(
+    request = choice.GemmRequest(
         a.rows, b.rows, a.k, 1, "bfloat16", "nvfp4", a.scale_layout, b.scale_layout, plan.epilogue
     )
     buffers = ops.buffers(plan, request, ctas, a.device)
@@ -519,11 +521,11 @@ def test_w4a16_in_the_order_of_memory(device, seed, dtype, name):
     m, n, k = 270, 300, 320
     w = operand(n, k, 12, layout="tiled" if seed else "compact", device=device)
     x = torch.randint(-8, 9, (m, k), generator=torch.Generator().manual_seed(3)).to(getattr(torch, dtype)) / 4
-    tree = ops._tree(ops._default_text((448,), ("none", "column"), None, None, None, 1.0))
-    request = ops.GemmRequest(m, n, k, 1, "bfloat16", dtype, "tiled", w.scale_layout, tree)
+    tree = tree_of(default_text((448,), ("none", "column")))
+    request = choice.GemmRequest(m, n, k, 1, "bfloat16", dtype, "tiled", w.scale_layout, tree)
     config = replace(config, swap_ab=True, decode_to=dtype)
     config = with_most_stages(config, *request.shape().operands(config), request.staged_store())
-    plan = ops.plan_with(config, request, "sm_90a")
+    plan = choice.plan_with(config, request, "sm_90a")
     ctas = 4 if device == "cpu" else 132
     d = poisoned(1, m, n, device=device)
     unused = torch.zeros(16, dtype=torch.uint8, device=device)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from cutefp4 import compile as kernel_cache
+from cutefp4 import gemm_choice_sm90 as choice
 from cutefp4 import ops_gemm_sm90 as ops
 from cutefp4 import ops_gemm_small_m as small
 from cutefp4.config_small_m import (
@@ -262,13 +263,14 @@ def test_dispatch_and_explain(device):
         planned = ops.gemm_plan(a, b)
         assert isinstance(planned.plan, Sm90SmallMPlan)
         assert "W4A4 9x48x208" in planned.explain() and "small M" in planned.explain()
-        invariant = ops.make_plan(replace(planned.request, batch_invariant=True), "sm_90a", 132)
+        invariant = choice.make_plan(replace(planned.request, batch_invariant=True), "sm_90a", 132)
         assert not isinstance(invariant, Sm90SmallMPlan)
 
 
 def test_what_the_kernel_does_not_take_is_said():
-    request = ops.GemmRequest(8, 64, 64, 1, "bfloat16", "nvfp4", "tiled", "tiled", default_epilogue(1.0))
-    found = ops.config_problems(SmallMConfig(), replace(request, batch_invariant=True))
+    request = choice.GemmRequest(8, 64, 64, 1, "bfloat16", "nvfp4", "tiled", "tiled", default_epilogue(1.0))
+    found = choice.config_problems(SmallMConfig(), replace(request, batch_invariant=True))
     assert any("batch_invariant" in problem for problem in found)
-    assert any("K = 56" in problem for problem in ops.config_problems(SmallMConfig(), replace(request, k=56)))
-    assert any("decode_to" in p for p in ops.config_problems(SmallMConfig(), replace(request, activations="bfloat16")))
+    assert any("K = 56" in problem for problem in choice.config_problems(SmallMConfig(), replace(request, k=56)))
+    other = replace(request, activations="bfloat16")
+    assert any("decode_to" in problem for problem in choice.config_problems(SmallMConfig(), other))

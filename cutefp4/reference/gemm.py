@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 
 from cutefp4.errors import OperandError
-from cutefp4.format import gemm_constant, numerator
+from cutefp4.format import gemm_constant, weight_constant
 from cutefp4.operand import Nvfp4Operand
 from cutefp4.reference.accumulator import gemm_accumulator
 from cutefp4.reference.activation import activate
@@ -139,6 +139,6 @@ def gemm_a16(
             f"activations with K = {x.shape[-1]} and a weight with K = {w.k}", "the same K", "check both"
         )
     acc = x.double() @ decoded(w).double().mT
-    constant = float(torch.ones(()) / numerator(w.e4m3_max))
+    constant = weight_constant(w.e4m3_max)
     one = torch.ones(acc.shape[:-1], device=acc.device)
     return epilogue(acc, one, w.row_amax(), constant, bias=bias, activation=activation, out_dtype=out_dtype)

@@ -11,13 +11,15 @@ import pytest
 import torch
 
 import cutefp4
-from cutefp4 import compile, emulator, epilogue, ops_gemm_sm100, reference
+from cutefp4 import compile, emulator, epilogue, gemm_choice_sm100, reference
 from cutefp4.config_sm100 import TILE_NS, Sm100Config
+from cutefp4.epilogue_text import default_text
 from cutefp4.errors import CompileError, UnsupportedError
 from cutefp4.gemm_plan_sm100 import Sm100GemmPlan
 from cutefp4.operand import Nvfp4Operand
 from tests.kernels.blackwell import CONSTANT, TORCH, Problem, guarded, launch, operand, workspace
 
+ROW_COLUMN = default_text((448, 448), ("row", "column"))
 SWAPPED = Sm100Config(tile_n=64, swap_ab=True)
 BASE = Problem(m=300, n=328, k=608, sms=2)
 
@@ -263,16 +265,15 @@ def test_public_gemm_accumulates(m):
 
 def test_batch_invariant_choice_does_not_see_m():
     requests = [
-        ops_gemm_sm100.GemmRequest(m, 4096, 4096, 1, "bfloat16", "448;448;row;column;None;None;None;1.0", True, True)
-        for m in (1, 64, 5000)
+        gemm_choice_sm100.GemmRequest(m, 4096, 4096, 1, "bfloat16", ROW_COLUMN, True, True) for m in (1, 64, 5000)
     ]
-    plans = {ops_gemm_sm100.make_plan(r, "sm_100a", 148).plan for r in requests}
+    plans = {gemm_choice_sm100.make_plan(r, "sm_100a", 148).plan for r in requests}
     assert len(plans) == 1
 
 
 def test_explain_names_time_and_budgets():
-    r = ops_gemm_sm100.GemmRequest(4096, 4096, 4096, 1, "bfloat16", "448;448;row;column;None;None;None;1.0")
-    text = ops_gemm_sm100.make_plan(r, "sm_100a", 148).explain()
+    r = gemm_choice_sm100.GemmRequest(4096, 4096, 4096, 1, "bfloat16", ROW_COLUMN)
+    text = gemm_choice_sm100.make_plan(r, "sm_100a", 148).explain()
     assert "not measured" in text and "tensor memory" in text and "stages of" in text
 
 

@@ -11,10 +11,11 @@ from functools import cache
 
 import torch
 
-from cutefp4 import gemm_choice_sm100, ops, ops_gemm_sm90, ops_gemm_sm100, reference
+from cutefp4 import gemm_choice_sm90, gemm_choice_sm100, ops, ops_gemm_sm100, reference
 from cutefp4.epilogue import default_epilogue
+from cutefp4.epilogue_text import default_text
 from cutefp4.errors import OperandError
-from cutefp4.format import BLOCK, gemm_constant
+from cutefp4.format import BLOCK, gemm_constant, weight_constant
 from cutefp4.operand import Nvfp4Operand
 from cutefp4.recipe import QuantRecipe, named_recipe
 from cutefp4.scale_layout import round_up, to_tiled
@@ -136,15 +137,16 @@ def _request(case: Case, arch: str):
     bias, activation, c = "bfloat16" if "bias" in options else None, options.get("activation"), options.get("c")
     out = str(case.out_dtype).removeprefix("torch.")
     if arch != "sm_90a":
-        parts = (recipe_a.e4m3_max, recipe_b.e4m3_max, alpha_a, alpha_b, bias, activation, c, 1.0)
+        maxima = recipe_a.e4m3_max, recipe_b.e4m3_max
+        text = default_text(maxima, (alpha_a, alpha_b), bias, activation, c)
         k = round_up(case.k, ops_gemm_sm100.K_MULTIPLE)
-        return gemm_choice_sm100.GemmRequest(case.m, case.n, k, 1, out, ";".join(map(str, parts)))
+        return gemm_choice_sm100.GemmRequest(case.m, case.n, k, 1, out, text)
     constant = gemm_constant(recipe_a.e4m3_max, recipe_b.e4m3_max)
     activations = "nvfp4"
     if case.kind == "w4a16":
-        constant, alpha_a, activations = ops_gemm_sm90.weight_constant(recipe_b.e4m3_max), "none", "bfloat16"
+        constant, alpha_a, activations = weight_constant(recipe_b.e4m3_max), "none", "bfloat16"
     tree = default_epilogue(constant, alpha_a, alpha_b, bias, activation, c)
-    return ops_gemm_sm90.GemmRequest(
+    return gemm_choice_sm90.GemmRequest(
         case.m, case.n, case.k, 1, out, activations, "tiled", "tiled", tree, in_place=case.epilogue == "accumulate"
     )
 
@@ -183,7 +185,7 @@ class Operands:
         """Outer amaxes by row and column of D, and the constant."""
         b = self.b.row_amax()
         if isinstance(self.a, torch.Tensor):
-            return torch.ones(self.case.m, device=b.device), b, ops_gemm_sm90.weight_constant(self.b.e4m3_max)
+            return torch.ones(self.case.m, device=b.device), b, weight_constant(self.b.e4m3_max)
         return self.a.row_amax(), b, gemm_constant(self.a.e4m3_max, self.b.e4m3_max)
 
 

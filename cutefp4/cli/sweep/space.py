@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property
 from typing import Any
 
-from cutefp4 import gemm_choice_sm100, ops_gemm_sm90, ops_gemm_small_m
+from cutefp4 import gemm_choice_sm90, gemm_choice_sm100, ops_gemm_small_m
 from cutefp4.cli.sweep.case import EPILOGUES, Case
 from cutefp4.config import Sm90Config, with_most_stages
 from cutefp4.config_sm100 import Sm100Config, sm100_problems
@@ -128,7 +128,7 @@ class Target:
         """What the heuristic takes."""
         request = self.request(case)
         if self.arch == "sm_90a":
-            return ops_gemm_sm90.choose(request, self.sms)
+            return gemm_choice_sm90.choose(request, self.sms)
         return sm100.choose(request.shape(), self.sms, request.batch_invariant, request.swappable())
 
     def base(self, kind: type, case: Case) -> Any:
@@ -178,7 +178,7 @@ class Target:
         return Prediction(found.us, found.limiter)
 
     def _ops(self):
-        return ops_gemm_sm90 if self.arch == "sm_90a" else gemm_choice_sm100
+        return gemm_choice_sm90 if self.arch == "sm_90a" else gemm_choice_sm100
 
 
 def target_for(arch: str, case: Case, sms: int = 0) -> Target:
