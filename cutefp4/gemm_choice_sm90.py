@@ -11,13 +11,15 @@ from dataclasses import dataclass, fields
 from cutefp4 import epilogue as trees
 from cutefp4 import ops_gemm_small_m as small
 from cutefp4 import tuned
-from cutefp4.config import K_BLOCK, Sm90Config, sm90_budget_table, sm90_problems
+from cutefp4.budget_sm90 import sm90_budget_table
+from cutefp4.config import K_BLOCK, Sm90Config
 from cutefp4.config_small_m import SmallMConfig
 from cutefp4.epilogue import Epilogue
 from cutefp4.errors import UnsupportedError
 from cutefp4.gemm_plan import Sm90GemmPlan, check_index_range
 from cutefp4.gemm_plan_small_m import Sm90SmallMPlan
 from cutefp4.heuristics import sm90, small_m
+from cutefp4.legality_sm90 import sm90_problems
 from cutefp4.scale_layout import round_up
 
 _BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}

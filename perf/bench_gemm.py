@@ -21,8 +21,8 @@ import torch
 from cutefp4 import gemm_choice_sm90 as choice
 from cutefp4 import ops_gemm_sm90 as ops
 from cutefp4 import ops_gemm_small_m, reference
+from cutefp4.budget_sm90 import with_most_stages
 from cutefp4.compile import get
-from cutefp4.config import with_most_stages
 from cutefp4.config_small_m import SmallMConfig
 from cutefp4.epilogue import default_epilogue
 from cutefp4.format import gemm_constant, weight_constant

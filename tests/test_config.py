@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from cutefp4.config import Sm90Config, Sm90Operand, sm90_budget_table, sm90_problems
+from cutefp4.budget_sm90 import sm90_budget_table
+from cutefp4.config import Sm90Config, Sm90Operand
 from cutefp4.config_sm100 import Sm100Config, budget_table, sm100_problems
+from cutefp4.legality_sm90 import sm90_problems
 
 
 def hopper(config: Sm90Config) -> list[str]:

@@ -18,17 +18,15 @@ from cutefp4 import compile as kernel_cache
 from cutefp4 import emulator, reference
 from cutefp4 import gemm_choice_sm90 as choice
 from cutefp4 import ops_gemm_sm90 as ops
-from cutefp4.config import (
+from cutefp4.budget_sm90 import (
     SM90_REGISTERS,
     SM90_SMEM_BYTES,
-    Sm90Config,
-    Sm90Operand,
     sm90_budget_table,
-    sm90_problems,
     sm90_registers,
     sm90_smem,
     with_most_stages,
 )
+from cutefp4.config import Sm90Config, Sm90Operand
 from cutefp4.epilogue import (
     Column,
     ColumnAmax,
@@ -48,6 +46,7 @@ from cutefp4.errors import OperandError, UnsupportedError
 from cutefp4.format import gemm_constant
 from cutefp4.gemm_plan import Sm90GemmPlan
 from cutefp4.heuristics import sm90
+from cutefp4.legality_sm90 import sm90_problems
 from cutefp4.operand import Nvfp4Operand
 from cutefp4.sass import disassemble
 from cutefp4.scale_layout import to_tiled

@@ -16,7 +16,8 @@ import torch
 from cutefp4 import tuned
 from cutefp4.acceptance.gemm import GemmCase
 from cutefp4.acceptance.machine import Machine
-from cutefp4.config import Sm90Config, with_most_stages
+from cutefp4.budget_sm90 import with_most_stages
+from cutefp4.config import Sm90Config
 from cutefp4.epilogue import default_epilogue
 from cutefp4.format import gemm_constant
 from cutefp4.gemm_choice_sm90 import GemmRequest

@@ -20,7 +20,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from cutefp4.config import K_BLOCK, Sm90Config, Sm90Operand, operand_tiles, sm90_problems, with_most_stages
+from cutefp4.budget_sm90 import with_most_stages
+from cutefp4.config import K_BLOCK, Sm90Config, Sm90Operand, operand_tiles
+from cutefp4.legality_sm90 import sm90_problems
 
 SMS = 132
 """Of an H100 SXM and an H200."""

@@ -36,7 +36,8 @@ import cutlass.cute as cute
 from cutlass import Float32, Int32
 from cutlass.cute.nvgpu import OperandMajorMode, cpasync, warpgroup
 
-from cutefp4.config import sm90_registers, store_slots
+from cutefp4.budget_sm90 import sm90_registers
+from cutefp4.config import store_slots
 from cutefp4.gemm_plan import Sm90GemmPlan
 
 from ..common.barriers import Ring, RingSpec

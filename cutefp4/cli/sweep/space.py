@@ -15,8 +15,9 @@ from functools import cache, cached_property
 from typing import Any
 
 from cutefp4 import gemm_choice_sm90, gemm_choice_sm100, ops_gemm_small_m
+from cutefp4.budget_sm90 import with_most_stages
 from cutefp4.cli.sweep.case import EPILOGUES, Case
-from cutefp4.config import Sm90Config, with_most_stages
+from cutefp4.config import Sm90Config
 from cutefp4.config_sm100 import Sm100Config, sm100_problems
 from cutefp4.config_small_m import SmallMConfig
 from cutefp4.errors import OperandError, UnsupportedError
