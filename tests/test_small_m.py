@@ -1,6 +1,6 @@
 """The Hopper GEMM for few rows: how work is shared, what its code looks like, and results against the oracle.
 
-Operands have few significant bits (tests/test_gemm_sm90.py), so that sums are exact in any order. Configurations are
+Operands have few significant bits (tests/kernels/hopper.py), so that sums are exact in any order. Configurations are
 forced here, so that small problems go through every path; which one a shape gets is the heuristic's business.
 """
 
@@ -34,7 +34,7 @@ from cutefp4.gemm_plan_small_m import Sm90SmallMPlan
 from cutefp4.heuristics import small_m
 from cutefp4.sass import disassemble
 from tests.compare import assert_same_bits
-from tests.test_gemm_sm90 import DEVICES, _weight_values, expect, operand, poisoned, running_on
+from tests.kernels.hopper import DEVICES, expect, operand, poisoned, running_on, weight_values
 
 # ---------------------------------------------------------------- sharing the work
 
@@ -218,7 +218,7 @@ def test_results_repeat_bit_for_bit_and_lie_within_the_bound(monkeypatch, device
             results.append(ops.gemm(a, b, out_dtype=torch.float32).cpu())
     assert_same_bits(results[0], results[1])
     assert_same_bits(results[0], results[2])
-    x, y = _weight_values(a), _weight_values(b)
+    x, y = weight_values(a), weight_values(b)
     scale = gemm_constant(448, 448) * a.amax.cpu().double()[:, None] * b.amax.cpu().double()
     error = (results[0].double() - (x @ y.T) * scale).abs()
     assert (error <= (x.abs() @ y.abs().T) * scale * 2.0**-20).all()
@@ -237,7 +237,7 @@ def test_w4a16(monkeypatch, device, dtype, m, n, k):
     bias = torch.randn(n, generator=g).bfloat16()
     with running_on(device):
         y = ops.gemm_a16(x.to(device), w, bias=bias.to(device), activation="relu", out_dtype=torch.float32)
-    acc = (x.double() @ _weight_values(w).T).float()
+    acc = (x.double() @ weight_values(w).T).float()
     constant = torch.ones(()) / (6.0 * 448)
     assert_same_bits(y.cpu(), torch.relu(constant * (w.amax.cpu() * acc) + bias.float()))
 

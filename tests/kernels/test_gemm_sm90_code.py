@@ -1,0 +1,65 @@
+"""SASS of the Hopper GEMMs that the heuristic chooses: no spills, and wgmma that overlap."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from cutefp4 import compile as kernel_cache
+from cutefp4 import gemm_choice_sm90 as choice
+from cutefp4.budget_sm90 import with_most_stages
+from cutefp4.epilogue import default_epilogue
+from cutefp4.format import gemm_constant
+from cutefp4.gemm_plan import Sm90GemmPlan
+from cutefp4.heuristics import sm90
+from cutefp4.sass import disassemble
+
+PLANS = {
+    "wide": (replace(sm90.PAIRS[0], staged=True), "nvfp4"),
+    "wide_stream": (replace(sm90.WIDE, staged=True, swap_ab=True, stream_k=True), "nvfp4"),
+    "square": (replace(sm90.SQUARE, staged=True), "nvfp4"),
+    "decoded": (sm90.DECODED, "nvfp4"),
+    "wide_a16": (replace(sm90.PAIRS[0], swap_ab=True, decode_to="bfloat16"), "bfloat16"),
+    "square_a16": (replace(sm90.SQUARE, swap_ab=True, stream_k=True), "float16"),
+    "small": (replace(sm90.SMALL[0], stream_k=True), "nvfp4"),
+    "small_square": (sm90.SMALL[-1], "nvfp4"),
+    "small_a16": (replace(sm90.direct(sm90.SMALL[0]), stream_k=True), "float16"),
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_code_has_no_spills_and_wgmma_is_not_serialised(name):
+    config, activations = PLANS[name]
+    shape = sm90.GemmShape(8192, 8192, 8192, activations=activations)
+    config = with_most_stages(config, *shape.operands(config))
+    plan = Sm90GemmPlan("sm_90a", config, default_epilogue(1.0), activations=activations)
+    code = disassemble(kernel_cache.artifacts(plan).cubin)
+    assert not re.findall(r"\b(LDL|STL)\b", code)
+    wgmma = re.findall(r"HGMMA\.64x(\d+)x16\.F32\S* R\d+, R\d+,", code)
+    assert wgmma == [str(config.tile_n)] * (4 * config.k_blocks * config.m_atoms)
+    # ptxas waits for each wgmma in turn (DEPBAR to 0) where it cannot prove that none of their registers is touched.
+    assert len(re.findall(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x0", code)) == 1
+
+
+EPILOGUES = {
+    # alphas, bias, activation, C; dtype of D; K: with D in place where C is fp32
+    "plain": (("scalar", "scalar"), "bfloat16", 4096),
+    "column": (("scalar", "column"), "bfloat16", 4096),
+    "full": (("row", "column", "bfloat16", "relu", "bfloat16"), "bfloat16", 4096),
+    "fp32": (("row", "column"), "float32", 2048),
+    "loaded": (("row", "column", None, None, "float32"), "float32", 2048),
+    "mixed": (("row", "column", None, None, "float32"), "float32", 512),
+}
+
+
+@pytest.mark.parametrize("name", EPILOGUES)
+def test_no_epilogue_takes_registers_from_the_mainloop(name):
+    """The epilogue's registers count for ptxas: with 208 to a consumer, scalar alphas had serialised all wgmma."""
+    arguments, dtype, k = EPILOGUES[name]
+    tree = default_epilogue(gemm_constant(448, 448), *arguments)
+    request = choice.GemmRequest(4096, 4096, k, 1, dtype, "nvfp4", "tiled", "tiled", tree, in_place=dtype == "float32")
+    code = disassemble(kernel_cache.artifacts(choice.make_plan(request, "sm_90a", 132)).cubin)
+    assert not re.findall(r"\b(LDL|STL)\b", code)
+    assert len(re.findall(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x0", code)) == 1
