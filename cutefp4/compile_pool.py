@@ -9,11 +9,13 @@ environment is set before anything is imported: CUDA_VISIBLE_DEVICES is empty th
 from __future__ import annotations
 
 import json
+import math
 import os
 import queue
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +24,7 @@ import psutil
 from cutefp4 import env
 from cutefp4.plan import Plan, to_json
 
+NO_TIME = "not compiled: the time for compiling was over"
 WORKER_BYTES = 1 << 30
 """Memory that one worker needs: about 0.5 GB for the DSL, the rest for a large kernel's modules."""
 
@@ -88,19 +91,29 @@ class _Worker:
             return Outcome(plan, False, 0.0, f"the compile process died with exit code {code} (-9: out of memory?)")
         return Outcome(plan, **json.loads(answer))
 
+    def kill(self) -> None:
+        """End the process in the middle of what it does; `compile` then returns. An entry of the cache is whole or not
+        there."""
+        if (process := self._process) is not None:
+            process.kill()
+
     def close(self) -> None:
         if self._process is not None:
             self._process.stdin.close()
             self._process.wait()
 
 
-def compile_in_processes(plans: Sequence[Plan], workers: int, done: Callable[[Outcome], None]) -> list[Outcome]:
+def compile_in_processes(
+    plans: Sequence[Plan], workers: int, done: Callable[[Outcome], None], deadline: float = math.inf
+) -> list[Outcome]:
     """Bring every plan into the disk cache.
 
     Args:
-        plans: distinct plans.
+        plans: distinct plans; they are started in this order.
         workers: number of processes.
         done: called with each outcome as it arrives, from one of the caller's threads.
+        deadline: time.monotonic() at which the processes are killed (one plan takes 2 s, another 10 s); what is missing
+            then has the error NO_TIME.
 
     Returns:
         One outcome per plan, in the order of `plans`; a failure is an outcome with an error.
@@ -110,13 +123,18 @@ def compile_in_processes(plans: Sequence[Plan], workers: int, done: Callable[[Ou
         pending.put(index)
     outcomes: list[Outcome | None] = [None] * len(plans)
 
+    started: list[_Worker] = []
+
     def serve() -> None:
         worker = _Worker()
+        started.append(worker)
         try:
-            while True:
+            while time.monotonic() < deadline:
                 index = pending.get_nowait()
-                outcomes[index] = worker.compile(plans[index])
-                done(outcomes[index])
+                outcome = worker.compile(plans[index])
+                if outcome.error is None or time.monotonic() < deadline:
+                    outcomes[index] = outcome
+                    done(outcome)
         except queue.Empty:
             pass
         finally:
@@ -126,5 +144,9 @@ def compile_in_processes(plans: Sequence[Plan], workers: int, done: Callable[[Ou
     for thread in threads:
         thread.start()
     for thread in threads:
+        thread.join(None if deadline == math.inf else max(0.0, deadline - time.monotonic()))
+    for worker in started if any(thread.is_alive() for thread in threads) else ():
+        worker.kill()
+    for thread in threads:
         thread.join()
-    return [outcome or Outcome(plan, False, 0.0, "not run") for plan, outcome in zip(plans, outcomes, strict=True)]
+    return [outcome or Outcome(plan, False, 0.0, NO_TIME) for plan, outcome in zip(plans, outcomes, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ def warmup(
     load: bool = True,
     progress: bool = False,
     strict: bool = True,
+    deadline: float = math.inf,
 ) -> WarmupResult:
     """Compile what is in no cache, in parallel processes, and load everything into this process.
 
@@ -52,6 +54,7 @@ def warmup(
         load: False leaves the kernels on disk (for another process to use).
         progress: show a bar, on a terminal.
         strict: raise for plans that do not compile; otherwise the outcomes say so.
+        deadline: time.monotonic() at which workers are stopped; what is missing then has not compiled (NO_TIME).
 
     Raises:
         CompileError: some plans did not compile; the message names each. The others are in the cache.
@@ -71,7 +74,7 @@ def warmup(
         count = 0
         if missing and kernel_cache.can_store(missing[0]):
             count = workers or compile_pool.worker_count(len(missing))
-            outcomes = compile_pool.compile_in_processes(missing, count, done)
+            outcomes = compile_pool.compile_in_processes(missing, count, done, deadline)
         else:
             outcomes = [_compile_here(plan, done) for plan in missing]
     by_plan = {outcome.plan: outcome for outcome in outcomes}

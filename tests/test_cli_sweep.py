@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from dataclasses import fields, replace
 
@@ -10,14 +11,19 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from cutefp4 import cli, emulator, tuned
-from cutefp4.cli.sweep import report, run, shapes
+from cutefp4 import cli, emulator, gemm_choice_sm90, gemm_choice_sm100, tuned
+from cutefp4.cli import sweep
+from cutefp4.cli.sweep import operations, report, run, shapes
+from cutefp4.cli.sweep.axes import AXES, FULL_AXES, MOST, axes_of
 from cutefp4.cli.sweep.case import EPILOGUES, Case, make_operands
 from cutefp4.cli.sweep.check import Checker
-from cutefp4.cli.sweep.space import AXES, FULL_AXES, Target, axes_of, enumerate_space, target_for
+from cutefp4.cli.sweep.space import enumerate_space, family
 from cutefp4.cli.sweep.store import Store
+from cutefp4.cli.sweep.target import Target, target_for
+from cutefp4.config import Sm90Config
 from cutefp4.errors import CuteFP4Error, OperandError
 from cutefp4.layer_plans import SMS
+from perf.cuda_on_cpu import cuda_on_cpu
 
 SMALL = Case("TN", 64, 128, 256)
 TWO = {"tile_m": ["128"], "tile_n": ["16"], "k_blocks": ["4"], "consumer_groups": ["1", "2"], "mma_stages": ["2"],
@@ -103,9 +109,9 @@ def test_the_operation_asks_for_what_the_sweep_says_it_asks_for(arch, epilogue, 
         choice = target.choice(case)
         other = replace(choice, raster_group=choice.raster_group + 1)
         assert target.problems(other, case) == []
-        with tuned.use([run.entry_of(target, case, other)]):
-            assert [plan.config for plan in run.operation_plans(case, target)] == [other]
-        assert [plan.config for plan in run.operation_plans(case, target)] == [choice]
+        with tuned.use([operations.entry_of(target, case, other)]):
+            assert [plan.config for plan in operations.operation_plans(case, target)] == [other]
+        assert [plan.config for plan in operations.operation_plans(case, target)] == [choice]
 
 
 # ---------------------------------------------------------------- spaces
@@ -130,6 +136,28 @@ def test_the_predicate_decides_what_is_legal(arch):
     ranked = space.ranked(4)
     assert ranked[0] == space.choice and len(set(ranked)) == 4
     assert len(space.ranked(0)) == len({space.choice, *space.legal})
+
+
+@pytest.mark.parametrize("arch", ["sm_90a", "sm_100a"])
+def test_the_sweeps_predicate_is_the_operations(arch):
+    """`Target.judge` derives the shape once; what it says is what the operation says."""
+    target = target_for(arch, SMALL)
+    ops = gemm_choice_sm90 if arch == "sm_90a" else gemm_choice_sm100
+    for kind in target.kinds(SMALL):
+        axes = axes_of(kind, {"swap_ab": ["true"]} if kind is Sm90Config else {}, False, target.base(kind, SMALL))
+        judge = target.judge(kind, SMALL)
+        sample = itertools.islice(itertools.product(*axes.values()), 0, None, 97)
+        for values in sample:
+            named = {k: 3 if v == MOST else v for k, v in zip(axes, values, strict=True)}
+            config = kind(**named)
+            assert judge(config) == ops.config_problems(config, target.request(SMALL))
+
+
+def test_a_short_list_has_several_families():
+    """Eight variants of one tile shape would say little."""
+    case = Case("TN", 128, 4096, 4096)
+    ranked = enumerate_space(target_for("sm_90a", case), case, {"k_blocks": ["2"]}, False).ranked(8)
+    assert len({family(config) for config in ranked}) >= 5 and len(set(ranked)) == 8
 
 
 def test_explain_as_text_and_json():
@@ -251,6 +279,57 @@ def test_interrupt_keeps_what_was_measured(tmp_path):
     assert {row["phase"] for row in result.rows} == {"first"} and len(path.read_text().splitlines()) == len(result.rows)
     resumed = sweep_emulated(Store(path, resume=True))
     assert {row["phase"] for row in resumed.rows} >= {"final"} and not resumed.interrupted
+
+
+@pytest.fixture
+def emulated_gpu(monkeypatch):
+    """The command believes in a Hopper GPU; its times are those of FakeClock."""
+    monkeypatch.setattr(torch, "Generator", lambda device=None, make=torch.Generator: make())
+    monkeypatch.setattr(run, "EventClock", FakeClock)
+    with emulator.device("sm_90a", sms=2), cuda_on_cpu("sm_90a", 2):
+        yield
+
+
+WHOLE = ("--shape", "64x128x256", "--shape", "32x128x256", *SET, "--limit", "2", "--rounds", "1", "--out", "results")
+FILES = ("--results", "rows.jsonl", "--save", "tuned.json", "--apply", "--csv", "t.csv", "--plot", "t.png")
+
+
+def test_the_whole_command_on_an_emulated_gpu(emulated_gpu, tmp_path):
+    """Two cases: compile, check, time, keep, apply, and resume without measuring anything again."""
+    first = invoke(*WHOLE, *FILES, "--budget", "600", "--json")
+    assert first.exit_code == 0, first.output
+    data = json.loads(first.stdout)
+    assert len(data["cases"]) == 2 and all(case["left_out"] == 0 for case in data["cases"])
+    rows = [row for case in data["cases"] for row in case["rows"]]
+    assert len(rows) == 4 and all(row["us"] > 0 and "bit-equal" in row["check"] and row["spills"] == 0 for row in rows)
+    assert [entry.config for entry in tuned.read("tuned.json")]
+    (kept,) = tmp_path.glob("results/*/*-sweep.json")
+    assert json.loads(kept.read_text())["cases"] == data["cases"]
+    again = invoke(*WHOLE, *FILES, "--resume", "--json")
+    assert again.exit_code == 0 and json.loads(again.stdout)["cases"] == data["cases"]
+    assert "configurations, " not in again.stderr
+
+
+def test_a_spent_budget_starts_nothing_and_says_so(emulated_gpu, monkeypatch, tmp_path):
+    monkeypatch.setattr(sweep, "COMPILE_SHARE", -1.0)
+    monkeypatch.setenv("CUTEFP4_CACHE_DIR", str(tmp_path / "cache"))
+    data = json.loads(invoke(*WHOLE, "--budget", "0.001", "--json").stdout)
+    assert [(case["left_out"], case["rows"]) for case in data["cases"]] == [(2, [])] * 2
+
+
+def test_killed_after_the_first_case_its_results_are_there(emulated_gpu, monkeypatch, tmp_path):
+    sweep_case, ran = run.CaseSweep.run, []
+
+    def killed(self, *arguments):
+        if ran:
+            raise SystemExit(137)
+        ran.append(sweep_case(self, *arguments))
+        return ran[0]
+
+    monkeypatch.setattr(run.CaseSweep, "run", killed)
+    invoke(*WHOLE)
+    (kept,) = tmp_path.glob("results/*/*-sweep.json")
+    assert len(json.loads(kept.read_text())["cases"]) == 1
 
 
 def test_a_wrong_configuration_cannot_win(monkeypatch, tmp_path):

@@ -14,7 +14,7 @@ from cutefp4.errors import CompileError
 from cutefp4.plan import ARCHS
 from cutefp4.sass import disassemble
 from cutefp4.warmup import warmup
-from tests.tiny_kernel import BrokenPlan, FatalPlan, GpuBlindPlan, TinyPlan
+from tests.tiny_kernel import BrokenPlan, EndlessPlan, FatalPlan, GpuBlindPlan, TinyPlan
 
 
 @pytest.fixture(autouse=True)
@@ -173,6 +173,19 @@ def test_warmup_in_processes_that_see_no_gpu(monkeypatch, own_cache):
     assert kernel_cache.stats().compiles == 0 and kernel_cache.stats().disk_hits == 2
     kernel_cache.get(good[0])
     assert kernel_cache.stats().memory_hits == 1
+
+
+def test_warmup_stops_at_its_deadline(monkeypatch):
+    """What was compiled is kept, what was not says why; a plan that takes an hour is not waited for."""
+    good, endless = TinyPlan("sm_90a", threads=32), EndlessPlan("sm_90a")
+    begin = time.monotonic()
+    result = warmup([good, endless], workers=2, load=False, strict=False, deadline=begin + 25)
+    assert time.monotonic() - begin < 100
+    assert [outcome.error for outcome in result.outcomes] == [None, compile_pool.NO_TIME]
+    assert kernel_cache.is_stored(good)
+    late = TinyPlan("sm_90a", threads=96)
+    (outcome,) = warmup([late], load=False, strict=False, deadline=begin).outcomes
+    assert outcome.error == compile_pool.NO_TIME and not kernel_cache.is_stored(late)
 
 
 def test_warmup_without_a_disk_compiles_here(monkeypatch):

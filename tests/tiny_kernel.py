@@ -1,6 +1,7 @@
 """A real but tiny DSL kernel, y[i] = x[i] * s, for tests of the compile cache; and plans whose builders misbehave."""
 
 import os
+import time
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -43,6 +44,13 @@ class BrokenPlan(TinyPlan):
     builder: ClassVar[str] = "tests.tiny_kernel:build_broken"
 
 
+@dataclass(frozen=True)
+class EndlessPlan(TinyPlan):
+    """Compiles for an hour."""
+
+    builder: ClassVar[str] = "tests.tiny_kernel:build_endless"
+
+
 def build(plan: TinyPlan):
     threads = plan.threads
 
@@ -66,6 +74,10 @@ def build_gpu_blind(plan: TinyPlan):
     if os.environ.get("CUDA_VISIBLE_DEVICES") != "":
         raise RuntimeError("this process could see a GPU")
     return build(plan)
+
+
+def build_endless(plan: EndlessPlan):
+    time.sleep(3600)
 
 
 def build_fatal(plan: TinyPlan):

@@ -21,8 +21,8 @@ import cutefp4
 from cutefp4 import backend, disk_cache, dsl, env, fingerprint, tuned, workspace
 from cutefp4.cli import output
 from cutefp4.cli.sweep.case import Case
-from cutefp4.cli.sweep.run import operation_plans
-from cutefp4.cli.sweep.space import target_for
+from cutefp4.cli.sweep.operations import operation_plans
+from cutefp4.cli.sweep.target import target_for
 from cutefp4.errors import CompileError, CuteFP4Error
 from cutefp4.plan import from_json
 from cutefp4.quant_plan import BYTES, BlockMath, CastRowsPlan, row_shape

@@ -16,8 +16,8 @@ from cutefp4 import compile as kernel_cache
 from cutefp4.cli.bench.launch import TARGETS, once, rows_plan, seconds_of
 from cutefp4.cli.bench.session import Session
 from cutefp4.cli.sweep.case import Case
-from cutefp4.cli.sweep.run import operation_plans
-from cutefp4.cli.sweep.space import target_for
+from cutefp4.cli.sweep.operations import operation_plans
+from cutefp4.cli.sweep.target import target_for
 from cutefp4.timing import HostClock, Table, Variant, measure
 
 SIZES = (512, 1024, 2048, 4096, 6144)

@@ -20,8 +20,9 @@ from cutefp4.cli.bench.session import Session, replay
 from cutefp4.cli.roofline import ROOFS
 from cutefp4.cli.sweep.case import Case, Operands
 from cutefp4.cli.sweep.check import Checker
-from cutefp4.cli.sweep.run import cublas, figures, operation_plans
-from cutefp4.cli.sweep.space import describe, target_for
+from cutefp4.cli.sweep.operations import operation_plans
+from cutefp4.cli.sweep.run import cublas, figures
+from cutefp4.cli.sweep.target import describe, target_for
 from cutefp4.operand import Nvfp4Operand
 from cutefp4.plan import Plan
 from cutefp4.timing import EventClock, Variant, measure

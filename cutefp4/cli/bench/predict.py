@@ -7,7 +7,7 @@ from typing import Any
 from cutefp4.cli.roofline import ROOFS
 from cutefp4.cli.sweep.case import Case
 from cutefp4.cli.sweep.run import figures
-from cutefp4.cli.sweep.space import describe, target_for
+from cutefp4.cli.sweep.target import describe, target_for
 from cutefp4.schedule_model_sm100 import estimate, with_sms
 
 ARCH = "sm_100a"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Annotated
@@ -16,14 +17,17 @@ from cutefp4.cli.sweep import report, run
 from cutefp4.cli.sweep.case import EPILOGUES, KINDS, LAYOUTS, Case
 from cutefp4.cli.sweep.predict import check_emulated_size, predict_case
 from cutefp4.cli.sweep.shapes import FIVE, MODELS, parse
-from cutefp4.cli.sweep.space import Space, enumerate_space, target_for
+from cutefp4.cli.sweep.space import Space, enumerate_space
 from cutefp4.cli.sweep.store import Store
+from cutefp4.cli.sweep.target import target_for
 from cutefp4.errors import OperandError
 from cutefp4.plan import ARCHS
 from cutefp4.recipe import NAMED
 from cutefp4.timing import environment, slug
 
 RESULTS = Path("cutefp4-sweep.jsonl")
+COMPILE_SHARE = 0.6
+"""Of `--budget`: when no further compile is started."""
 CHECKS = ("auto", "none", "emulator")
 
 HELP = f"""Find the fastest configuration of the GEMM for your shapes, check it, and keep it.
@@ -76,7 +80,7 @@ def sweep(
         bool, typer.Option("--explain", help="Say what is legal and why the rest is not; stop.")
     ] = False,
     check: Annotated[str, typer.Option(help="Of predictions: none, or emulator (small shapes).")] = "auto",
-    budget: Annotated[float, typer.Option(help="Seconds after which no further case is timed; 0: no limit.")] = 0,
+    budget: Annotated[float, typer.Option(help="Seconds, shared by the cases; 0: no limit.")] = 0,
     out: Annotated[
         Path | None,
         typer.Option(help="Also keep the JSON as DEVICE/DATE-sweep.json there, for `cutefp4 bench report`."),
@@ -93,6 +97,7 @@ def sweep(
     html: Annotated[Path | None, typer.Option(help="Also write a page with the plot and every row.")] = None,
     workers: Annotated[int, typer.Option(help="Compile processes; 0 = as cores and free memory allow.")] = 0,
 ) -> None:
+    begin = time.monotonic()
     if apply and save is None:
         raise OperandError("--apply without --save", "--save tuned.json --apply", "name the table to write and apply")
     if check not in CHECKS:
@@ -115,15 +120,12 @@ def sweep(
             check_emulated_size(case)
     chosen = [(space, space.ranked(limit)) for space in spaces]
     store = Store(results, resume) if timed else None
-    deadline = time.monotonic() + budget if budget else float("inf")
-    found = (
-        _measure(chosen, store, rounds, workers, deadline) if timed else _predict(chosen, check == "emulator", workers)
-    )
+    if timed:
+        found = _measure(chosen, store, rounds, workers, begin, budget, lambda found: _keep(found, out))
+    else:
+        found = _predict(chosen, check == "emulator", workers)
+        _keep(found, out)
     _report(found, as_json, csv, plot, html)
-    if out is not None:
-        now = environment()
-        document = json.dumps(report.as_json(found, now), indent=1) + "\n"
-        output.write_text(out / slug(now["device"]) / f"{now['time'][:10]}-sweep.json", document)
     wrong = [f"{row['case']}: {row['check']}: {row['name']}" for r in found for row in r.rows if row["us"] is None]
     wrong += [
         f"{row['case']}: {row['check']}: {row['name']}" for r in found for row in r.rows if "WRONG" in row["check"]
@@ -178,42 +180,42 @@ def _explain(spaces: list[Space], as_json: bool) -> None:
         report.print_space(space, output.console())
 
 
-def _measure(chosen, store: Store, rounds: int, workers: int, deadline: float) -> list[run.Result]:
-    """Case by case: compile in parallel, then time. Compiling all cases first, 30 kernels of five shapes, left nothing
-    of a budget of 38 s to time them in."""
+def _measure(chosen, store: Store, rounds: int, workers: int, begin: float, budget: float, keep) -> list[run.Result]:
+    """Compile everything in parallel, then time case by case; each case gets an equal share of what is left.
+
+    keep: called with the results so far after each case, so that a program that is killed leaves them.
+    """
+    end = begin + budget if budget else math.inf
+    until = time.monotonic() + COMPILE_SHARE * (end - time.monotonic())
+    failed = run.compile_ahead(chosen, workers=workers or None, deadline=until, say=output.note)
     found = []
-    for space, configs in chosen:
-        if found and time.monotonic() > deadline:
-            output.note(f"{space.case.name}: left out, the time budget is spent")
-            continue
-        try:
-            failed = run.compile_ahead([(space, configs)], progress=True, workers=workers or None)
-        except KeyboardInterrupt:
-            if not found:
-                raise
-            found[-1].interrupted = True
-            break
-        ready = [config for config in configs if space.target.plan(config, space.case) not in failed]
-        found.append(run.CaseSweep(space, store, rounds=rounds, say=output.note).run(ready))
-        for config in configs:
-            if config not in ready:
-                row = run.base_row(space.case, space.target, config, "measured")
-                reason = failed[space.target.plan(config, space.case)]
-                row |= {"phase": "first", "heuristic": config == space.choice, "percent_of_cublas": 0.0}
-                found[-1].rows.append({**row, "us": None, "check": f"does not compile: {reason}"})
+    for index, (space, configs) in enumerate(chosen):
+        now = time.monotonic()
+        share = (end - now) / (len(chosen) - index)
+        sweeper = run.CaseSweep(space, store, rounds=rounds, say=output.note, deadline=now + share)
+        found.append(sweeper.run(configs, failed))
+        keep(found)
         if found[-1].interrupted:
             break
     return found
 
 
 def _predict(chosen, emulate: bool, workers: int) -> list[run.Result]:
-    failed = run.compile_ahead(chosen, progress=True, workers=workers or None)
+    failed = run.compile_ahead(chosen, workers=workers or None, say=output.note)
     found = []
     for space, configs in chosen:
         found.append(predict_case(space, configs, failed, emulate, output.note))
         if found[-1].interrupted:
             break
     return found
+
+
+def _keep(found: list[run.Result], out: Path | None) -> None:
+    """The document for `cutefp4 bench report`."""
+    if out is not None:
+        now = environment()
+        document = json.dumps(report.as_json(found, now), indent=1) + "\n"
+        output.write_text(out / slug(now["device"]) / f"{now['time'][:10]}-sweep.json", document)
 
 
 def _report(found: list[run.Result], as_json: bool, csv, plot, html) -> None:

@@ -5,36 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from cutefp4 import emulator, tuned
+from cutefp4.cli.resources import resources
 from cutefp4.cli.sweep.check import Checker
-from cutefp4.cli.sweep.run import Result, base_row, entry_of, figures
-from cutefp4.cli.sweep.space import Space, Target
-from cutefp4.compile_report import compile_report
+from cutefp4.cli.sweep.operations import entry_of
+from cutefp4.cli.sweep.run import Result, base_row, figures
+from cutefp4.cli.sweep.space import Space
+from cutefp4.cli.sweep.target import Target
 from cutefp4.config_sm100 import Sm100Config, tmem_layout
-from cutefp4.errors import OperandError, UnsupportedError
+from cutefp4.errors import OperandError
 from cutefp4.plan import Plan
 
-TENSOR_CORE = ("HMMA", "HGMMA", "UTCOMMA", "UTCQMMA", "UTCHMMA", "UTCIMMA")
-"""SASS mnemonics of mma.sync, wgmma and tcgen05.mma."""
 EMULATED_PRODUCTS = 1 << 29
 """M * N * K that the emulator multiplies in seconds."""
 EMULATED_SMS = 4
-
-
-def resources(plan: Plan) -> dict[str, Any]:
-    """Registers, spills, shared memory and instructions of a plan; what needs nvdisasm is None without it."""
-    report = compile_report(plan)
-    known = [size for size in report.dynamic_shared_bytes if size is not None]
-    row: dict[str, Any] = {"smem_bytes": max(known, default=0), "registers": None, "spills": None}
-    row |= {"instructions": None, "mma_instructions": None}
-    try:
-        kernels = report.kernels
-    except UnsupportedError:
-        return row
-    row["registers"] = max(kernel.registers for kernel in kernels)
-    row["spills"] = report.spills
-    row["instructions"] = sum(sum(kernel.instructions.values()) for kernel in kernels)
-    row["mma_instructions"] = sum(kernel.instructions[name] for kernel in kernels for name in TENSOR_CORE)
-    return row
 
 
 def _emulated_verdict(checker: Checker, target: Target, config: Any) -> str:

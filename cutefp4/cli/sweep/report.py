@@ -17,7 +17,8 @@ from rich.table import Table
 from cutefp4.cli.output import write_text
 from cutefp4.cli.roofline import ROOFS, Point, plot, pyplot
 from cutefp4.cli.sweep.run import Result
-from cutefp4.cli.sweep.space import Space, describe
+from cutefp4.cli.sweep.space import Space
+from cutefp4.cli.sweep.target import describe
 
 FORMAT = "cutefp4-sweep-1"
 MEASURED = {
@@ -27,6 +28,7 @@ MEASURED = {
     "percent_of_roofline": "% of roofline",
     "percent_of_cublas": "% of cuBLAS",
     "registers": "registers",
+    "spills": "spills",
     "check": "check",
 }
 PREDICTED = {
@@ -125,6 +127,7 @@ def as_json(results: list[Result], environment: dict[str, str]) -> dict:
                 "arch": result.target.arch,
                 "sms": result.target.sms,
                 "winner": None if result.winner is None else result.winner["name"],
+                "left_out": result.left_out,
                 "rows": result.rows,
             }
             for result in results

@@ -6,23 +6,27 @@ ratio comes from one interleaved run. The best few then meet in a longer final.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import zip_longest
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
-from cutefp4 import compile as kernel_cache
-from cutefp4 import cubin, launch, tuned
+from cutefp4 import tuned
+from cutefp4.cli.resources import resources
 from cutefp4.cli.roofline import ROOFS
-from cutefp4.cli.sweep.case import EPILOGUES, Case, Operands
+from cutefp4.cli.sweep.case import Case, Operands
 from cutefp4.cli.sweep.check import Checker
-from cutefp4.cli.sweep.space import Space, Target, describe
+from cutefp4.cli.sweep.operations import entry_of, launcher, operation_plans
+from cutefp4.cli.sweep.space import Space
 from cutefp4.cli.sweep.store import Store, row_key
-from cutefp4.operand import Nvfp4Operand
+from cutefp4.cli.sweep.target import Target, describe
+from cutefp4.compile_pool import NO_TIME
 from cutefp4.plan import Plan, to_json
-from cutefp4.recipe import QuantRecipe
-from cutefp4.scale_layout import scale_shape
 from cutefp4.timing import Clock, EventClock, Timing, Variant, environment, measure
 from cutefp4.tuned import TunedEntry
 from cutefp4.warmup import warmup
@@ -41,6 +45,7 @@ class Result:
         rows: one per configuration, fastest first.
         winner: of the rows, None if nothing was right.
         config: the winner's configuration.
+        left_out: configurations for which there was no time.
     """
 
     case: Case
@@ -49,20 +54,29 @@ class Result:
     winner: dict | None = None
     config: Any = None
     interrupted: bool = False
+    left_out: int = 0
 
 
-def entry_of(
-    target: Target, case: Case, config: Any, sms: int | None = None, measured: dict | None = None
-) -> TunedEntry:
-    """The line of a tuned table that makes the operation use a configuration for a case."""
-    problem = target.request(case).problem(target.sms if sms is None else sms)
-    return TunedEntry("gemm", target.arch, problem, config, measured or {})
+def compile_ahead(
+    chosen: list[tuple[Space, list[Any]]],
+    *,
+    workers: int | None = None,
+    deadline: float = math.inf,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[Plan, str]:
+    """Compile every plan in parallel, with a progress bar; returns the plans that did not compile, with the reason.
 
-
-def compile_ahead(spaces: list[tuple[Space, list[Any]]], progress: bool, workers: int | None = None) -> dict[Plan, str]:
-    """Compile every plan in parallel; returns the plans that did not compile, with the reason."""
-    plans = [space.target.plan(config, space.case) for space, configs in spaces for config in configs]
-    result = warmup(plans, workers=workers, load=False, progress=progress, strict=False)
+    The first configuration of every case comes first, then the second ones: what the deadline leaves is missing alike
+    from all cases.
+    """
+    turns = [
+        space.target.plan(config, space.case)
+        for turn in zip_longest(*(configs for _, configs in chosen))
+        for (space, _), config in zip(chosen, turn, strict=True)
+        if config is not None
+    ]
+    result = warmup(turns, workers=workers, load=False, progress=True, strict=False, deadline=deadline)
+    say(f"{result.compiled} kernels compiled in {result.seconds:.1f} s by {result.workers} processes")
     return {outcome.plan: _first_line(outcome.error) for outcome in result.outcomes if outcome.error is not None}
 
 
@@ -113,45 +127,51 @@ def cublas(operands: Operands) -> Callable[[int], object]:
     return lambda _: torch.matmul(a, b.T, out=d)
 
 
-def launcher(entry: TunedEntry, operands: Operands, d: torch.Tensor) -> Callable[[int], object]:
-    """The kernels that the operation launches with a configuration, without the operation around them."""
-    with tuned.use([entry]), kernel_cache.trace() as launches:
-        operands.run(d)
-    if entry.config not in [getattr(plan, "config", None) for plan, _, _ in launches]:
-        raise RuntimeError(f"{operands.case.name}: the operation did not use {entry.config}")
-
-    def run(_: int) -> None:
-        for _, kernel, arguments in launches:
-            kernel(*arguments)
-
-    return run
-
-
 class CaseSweep:
     """One case on the GPU. `clock` makes a clock for each measurement; tests pass one that needs no device."""
 
-    def __init__(self, space: Space, store: Store, *, rounds: int, clock: Callable[[], Clock] = EventClock,
-                 device: str = "cuda", say: Callable[[str], None] = lambda _: None) -> None:  # fmt: skip
+    def __init__(self, space: Space, store: Store, *, rounds: int, clock: Callable[[], Clock] | None = None,
+                 device: str = "cuda", say: Callable[[str], None] = lambda _: None,
+                 deadline: float = math.inf) -> None:  # fmt: skip
         self.space, self.target, self.case = space, space.target, space.case
-        self.store, self.rounds, self.clock, self.device, self.say = store, rounds, clock, device, say
+        self.store, self.rounds, self.clock, self.device, self.say = store, rounds, clock or EventClock, device, say
+        self.deadline = deadline
         self.environment = environment()
         self.checker: Checker | None = None
         self.rows: dict[Any, dict] = {}
+        self.beside = [space.choice]
+        """What every group is timed beside, if it compiles."""
 
-    def run(self, configs: list[Any]) -> Result:
-        """Measure configurations, the heuristic's choice among them, and pick the winner; Ctrl-C keeps all."""
+    def run(self, configs: list[Any], failed: Mapping[Plan, str] = MappingProxyType({})) -> Result:
+        """Measure configurations, the heuristic's choice among them, and pick the winner; Ctrl-C keeps all.
+
+        Past the deadline nothing further is started; the first group is measured in any case.
+
+        Args:
+            failed: plans that were not compiled, with the reason: rows without a time.
+        """
         interrupted = False
+        reasons = {config: failed.get(self.target.plan(config, self.case)) for config in configs}
+        self.beside = [self.space.choice] if reasons.get(self.space.choice) is None else []
+        ready = [config for config in configs if reasons[config] is None]
+        left = [config for config in ready if not self._take(config, "first")]
         try:
-            left = [config for config in configs if not self._take(config, "first")]
             for start in range(0, len(left), GROUP):
+                if start and time.monotonic() > self.deadline:
+                    break
                 self._measure(left[start : start + GROUP], "first", self.rounds)
             best = self._fastest()[:FINALISTS]
-            finalists = list(dict.fromkeys([self.space.choice, *best]))
-            if len(finalists) > 1 and not self._take_all(finalists, "final"):
+            finalists = list(dict.fromkeys([*self.beside, *best]))
+            if len(finalists) > 1 and not self._take_all(finalists, "final") and time.monotonic() < self.deadline:
                 self._measure(finalists, "final", 3 * self.rounds)
         except KeyboardInterrupt:
             interrupted = True
-        result = Result(self.case, self.target, interrupted=interrupted)
+        broken = [config for config, reason in reasons.items() if reason not in (None, NO_TIME)]
+        for config in broken:
+            row = base_row(self.case, self.target, config, "measured")
+            row |= {"phase": "first", "heuristic": config == self.space.choice, "percent_of_cublas": 0.0}
+            self.rows[config] = {**row, "us": None, "check": f"does not compile: {reasons[config]}"}
+        result = Result(self.case, self.target, interrupted=interrupted, left_out=len(configs) - len(self.rows))
         order = self._fastest()
         result.rows = [self.rows[config] for config in order]
         result.rows += [row for row in self.rows.values() if row["us"] is None]
@@ -196,7 +216,7 @@ class CaseSweep:
         d = operands.fresh_d()
         variants = {"cublas": Variant("cublas", cublas(operands))}
         verdicts = {}
-        for index, config in enumerate(dict.fromkeys([self.space.choice, *configs])):
+        for index, config in enumerate(dict.fromkeys([*self.beside, *configs])):
             entry = entry_of(self.target, self.case, config)
             verdicts[config] = self._verdict(config, entry)
             if not verdicts[config].startswith("WRONG"):
@@ -230,8 +250,8 @@ class CaseSweep:
                 "percent_of_cublas": round(100 * baseline.median / timing.median, 2),
                 "predicted_us": round(self.target.predict(config, self.case).us, 2),
             }
-        compiled = kernel_cache.artifacts(self.target.plan(config, self.case))
-        row["registers"] = max(kernel.registers for kernel in cubin.kernels(compiled.cubin))
+        made = resources(self.target.plan(config, self.case))
+        row |= {name: made[name] for name in ("registers", "spills", "instructions")}
         self.rows[config] = row
         self.store.add(row_key(self.case.name, config, phase, self.environment), row)
 
@@ -249,29 +269,6 @@ def winners_table(results: list[Result], environment_now: dict[str, str]) -> lis
         measured |= {name: environment_now[name] for name in kept if name in environment_now}
         entries.append(entry_of(result.target, result.case, result.config, measured=measured))
     return entries
-
-
-def operation_plans(case: Case, target: Target) -> list[Plan]:
-    """The plans that the public operation uses for a case, with the tuned tables that are loaded. Launches nothing."""
-    recipe_a, recipe_b = case.recipes()
-    b = _empty_operand(case.n, case.k, recipe_b)
-    a = _empty_operand(case.m, case.k, recipe_a)
-    if case.kind == "w4a16":
-        a = torch.empty(case.m, case.k, dtype=torch.bfloat16)
-    options = EPILOGUES[case.epilogue]
-    bias = torch.empty(case.n, dtype=torch.bfloat16) if "bias" in options else None
-    d = torch.empty(case.m, case.n, dtype=case.out_dtype)
-    c = torch.empty(case.m, case.n, dtype=getattr(torch, options["c"])) if "c" in options else None
-    with launch.cpu_target(target.arch, target.sms), kernel_cache.record() as plans:
-        Operands(case, a, b, bias, c).run(d)
-    return list(plans)
-
-
-def _empty_operand(rows: int, k: int, recipe: QuantRecipe) -> Nvfp4Operand:
-    amax = torch.ones(rows) if recipe.scaling == "token" else torch.ones(())
-    scales = torch.empty(scale_shape(rows, k, "tiled"), dtype=torch.float8_e4m3fn)
-    codes = torch.empty(rows, k // 2, dtype=torch.uint8)
-    return Nvfp4Operand(codes, scales, amax, recipe.scaling, recipe.e4m3_max, "tiled")
 
 
 def not_applied(results: list[Result]) -> list[str]:
