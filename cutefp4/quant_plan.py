@@ -56,6 +56,11 @@ def rounds_on_grid(arch: str, dtype: str, math: BlockMath) -> bool:
     return plain and arch == "sm_90a" and dtype == "bfloat16" and math.arithmetic != "torchao"
 
 
+def tries_usual_blocks(arch: str, dtype: str, math: BlockMath) -> bool:
+    """Whether 4over6 first encodes as if there were no exceptional values (block_encode.encode_usual_block)."""
+    return arch == "sm_90a" and dtype != "float32" and math.four_over_six != "none" and math.rounding == "nearest"
+
+
 @dataclass(frozen=True)
 class CastRowsPlan(Plan):
     """Rowwise cast of (M, N), N a multiple of 16.

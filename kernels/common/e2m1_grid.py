@@ -23,6 +23,8 @@ from cutefp4.kernels.common import ptx
 from cutlass import Float32, Uint32
 
 GRID_SCALE = 2.0**-6
+LARGEST_PRODUCT = 6.5
+"""Up to here `round_on_grid` needs no clamp."""
 
 
 def grid_factor(multiplier: Float32) -> Float32:

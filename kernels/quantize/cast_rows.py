@@ -30,7 +30,7 @@ from cutefp4.kernels.common import ptx
 from cutefp4.kernels.common.philox import key_schedule, philox
 from cutefp4.kernels.common.scale_layout import column_offset, row_offset
 from cutefp4.kernels.quantize.amax_partials import collect
-from cutefp4.kernels.quantize.block_encode import encode_block, make_outer
+from cutefp4.kernels.quantize.block_encode import Encoded, encode_block, encode_usual_block, make_outer
 from cutefp4.kernels.quantize.gate_up import load_deinterleaved
 from cutefp4.kernels.quantize.grid_encode import encode_row_on_grid
 from cutefp4.kernels.quantize.input_block import BYTES, DTYPES, block_amax, load_block, positive_nans, unpack_row
@@ -38,7 +38,7 @@ from cutefp4.kernels.quantize.swiglu import load_gated
 from cutlass import Float32, Int32, Int64, Uint32
 from cutlass.cute.runtime import make_fake_stream, make_fake_tensor
 
-from cutefp4.quant_plan import CastRowsPlan, rounds_on_grid
+from cutefp4.quant_plan import CastRowsPlan, rounds_on_grid, tries_usual_blocks
 
 
 def row_reduce_max(value: Float32, plan: CastRowsPlan, slots, parity: Int32) -> Float32:
@@ -80,23 +80,24 @@ class RowsIo:
     keys: list
 
 
+def block_of(plan: CastRowsPlan, io: RowsIo, first: Int32, j) -> Int32:
+    """Number of this thread's block j in the chunk of a row that begins at block `first`."""
+    return first + io.lane + Int32(j) * Int32(plan.threads_per_row)
+
+
+def load_input(plan: CastRowsPlan, io: RowsIo, row: Int32, b: Int32) -> list[Uint32]:
+    """Block b of a row, zeros outside the matrix."""
+    base, valid = io.x + Int64(row) * io.x_stride, (row < io.m) & (b < io.blocks)
+    if plan.swiglu != "none":
+        return load_gated(base, b, io.blocks * 16, valid, plan.dtype, plan.swiglu, plan.vector_bytes)
+    if plan.deinterleave != "none":
+        return load_deinterleaved(base, b, io.blocks, valid, plan.dtype, plan.deinterleave, plan.vector_bytes)
+    return load_block(base + Int64(b) * Int64(16 * BYTES[plan.dtype]), valid, plan.dtype, plan.vector_bytes)
+
+
 def load_chunk(plan: CastRowsPlan, io: RowsIo, row: Int32, first: Int32) -> list:
     """The blocks of this thread in the chunk of a row that begins at block `first`."""
-    base = io.x + Int64(row) * io.x_stride
-    loaded = []
-    for j in range(plan.blocks_per_thread):
-        b = first + io.lane + Int32(j * plan.threads_per_row)
-        valid = (row < io.m) & (b < io.blocks)
-        if plan.swiglu != "none":
-            width = io.blocks * 16
-            loaded.append(load_gated(base, b, width, valid, plan.dtype, plan.swiglu, plan.vector_bytes))
-        elif plan.deinterleave != "none":
-            where = (base, b, io.blocks, valid)
-            loaded.append(load_deinterleaved(*where, plan.dtype, plan.deinterleave, plan.vector_bytes))
-        else:
-            where = base + Int64(b) * Int64(16 * BYTES[plan.dtype])
-            loaded.append(load_block(where, valid, plan.dtype, plan.vector_bytes))
-    return loaded
+    return [load_input(plan, io, row, block_of(plan, io, first, j)) for j in range(plan.blocks_per_thread)]
 
 
 def chunk_amax(plan: CastRowsPlan, loaded: list) -> Float32:
@@ -107,36 +108,62 @@ def chunk_amax(plan: CastRowsPlan, loaded: list) -> Float32:
     return top
 
 
+def store_encoded(plan, io: RowsIo, row: Int32, b: Int32, done: Encoded) -> None:
+    """Codes and scale of block b of a row; zero scale bytes in the padding of the tiled layout."""
+    valid = (row < io.m) & (b < io.blocks)
+    codes_row = io.codes + Int64(row) * (Int64(io.blocks) * Int64(8))
+    ptx.store_words(codes_row + Int64(b) * Int64(8), (done.low, done.high), valid)
+    where = io.scales + row_offset(row, io.blocks, plan.scale_layout) + Int64(column_offset(b, plan.scale_layout))
+    if plan.scale_layout == "tiled":
+        byte = ptx.select(valid, done.scale, Uint32(0))
+        ptx.store_byte(where, byte, (row < io.padded_rows) & (b < io.padded_blocks))
+    else:
+        ptx.store_byte(where, done.scale, valid)
+
+
+@cute.jit
+def encode_carefully(
+    plan: cutlass.Constexpr, io: cutlass.Constexpr, row: Int32, first: Int32, outer: cutlass.Constexpr, which: Uint32
+):
+    """Encode those of this thread's blocks again whose bits in `which` are set. They are rare, and are read again:
+    keeping them costs registers in every chunk."""
+    if which != 0:
+        for j in cutlass.range(plan.blocks_per_thread, unroll=1):
+            if (which >> Uint32(j)) & 1 != 0:
+                b = block_of(plan, io, first, j)
+                words = load_input(plan, io, row, b)
+                values = unpack_row(positive_nans(words, plan.dtype), plan.dtype)
+                bamax = block_amax(words, plan.dtype)
+                store_encoded(plan, io, row, b, encode_block(values, bamax, outer, plan.math, plan.arch))
+
+
 def encode_chunk(plan, io: RowsIo, loaded: list, row: Int32, first: Int32, outer, computed: bool) -> None:
-    """Encode and store this thread's blocks; zero scale bytes in the padding of the tiled layout.
+    """Encode and store this thread's blocks.
 
     `computed`: the values are results of arithmetic, whose NaNs are positive.
     """
-    tiled = plan.scale_layout == "tiled"
-    codes_row = io.codes + Int64(row) * (Int64(io.blocks) * Int64(8))
-    scales_row = io.scales + row_offset(row, io.blocks, plan.scale_layout)
+    math, which = plan.math, Uint32(0)
+    usual = not computed and tries_usual_blocks(plan.arch, plan.dtype, math)
     for j, words in enumerate(loaded):
-        b = first + io.lane + Int32(j * plan.threads_per_row)
-        valid = (row < io.m) & (b < io.blocks)
+        b = block_of(plan, io, first, j)
         random = None
-        if plan.math.rounding == "stochastic":
+        if math.rounding == "stochastic":
             random = philox((*io.counter, Uint32(b), Uint32(row)), io.keys)
         bamax = block_amax(words, plan.dtype)
         if not computed:
             words = positive_nans(words, plan.dtype)
+        if usual:
+            done, good = encode_usual_block(unpack_row(words, plan.dtype), bamax, outer, math)
+            which = which | ptx.select(good, Uint32(0), Uint32(1 << j))
         # Values that were just computed hold more registers: on the grid SwiGLU takes 115 instead of 76, for as many
         # instructions.
-        if rounds_on_grid(plan.arch, plan.dtype, plan.math) and not computed:
-            done = encode_row_on_grid(words, bamax, outer, plan.math.arithmetic, plan.dtype)
+        elif rounds_on_grid(plan.arch, plan.dtype, math) and not computed:
+            done = encode_row_on_grid(words, bamax, outer, math.arithmetic, plan.dtype)
         else:
-            done = encode_block(unpack_row(words, plan.dtype), bamax, outer, plan.math, plan.arch, random)
-        ptx.store_words(codes_row + Int64(b) * Int64(8), (done.low, done.high), valid)
-        where = scales_row + Int64(column_offset(b, plan.scale_layout))
-        if tiled:
-            byte = ptx.select(valid, done.scale, Uint32(0))
-            ptx.store_byte(where, byte, (row < io.padded_rows) & (b < io.padded_blocks))
-        else:
-            ptx.store_byte(where, done.scale, valid)
+            done = encode_block(unpack_row(words, plan.dtype), bamax, outer, math, plan.arch, random)
+        store_encoded(plan, io, row, b, done)
+    if usual:
+        encode_carefully(plan, io, row, first, outer, which)
 
 
 def build(plan: CastRowsPlan):

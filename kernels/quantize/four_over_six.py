@@ -7,8 +7,9 @@
     err: |d| ("mae") or fl(d * d) ("mse"), added to 0 in ascending order, one rounding per addition
 
 All differences are taken between magnitudes, which changes no bit of |d|. q * s is exact, so its power-of-two factor
-may differ: fp32 holds q * 2^-126 and s * 2^119, or q * 2^-6 and s / 2 (see e2m1_encode), whose product is
-q * s * 2^-7 in one multiplication; the fast path compares it with x * (S_enc * 2^-7), and scales both errors alike.
+may differ: fp32 holds q * 2^-126 and s * 2^119, or q * 2^-6 and s / 2 (see e2m1_encode), whose product is q * s * 2^-7;
+the fast path compares it with x * (S_enc * 2^-7), and scales both errors alike. Being exact, the product needs no
+instruction there: one FMA rounds as the subtraction does.
 
 The strict division by the constant NUM is one multiplication and two FMAs (Markstein: q0 = fl(a * r), q0 + (a - q0 *
 NUM) * r with r = fl(1 / NUM) is the correctly rounded quotient while nothing over- or underflows). Outer amaxes
@@ -25,7 +26,7 @@ from cutefp4.kernels.common import ptx
 from cutefp4.kernels.common.e2m1_encode import encode_and_decode, raw_value
 from cutefp4.kernels.common.e4m3_encode import encode_scale, scale_value
 from cutefp4.kernels.quantize.block_scale import Outer, multiplier_of
-from cutlass import Float32, Uint32
+from cutlass import Boolean, Float32, Uint32
 
 from cutefp4.format import E2M1_MAX, E4M3_MAX, numerator
 
@@ -42,15 +43,23 @@ class Candidate:
     multiplier: Float32
 
 
-def candidates(bamax: Float32, outer: Outer) -> tuple[Candidate, Candidate]:
-    """(map-to-6, map-to-4)."""
-    base = ptx.mul(ptx.div(bamax, Float32(E2M1_MAX)), outer.s_enc)
+def candidates(bamax: Float32, outer: Outer, usual: bool = False) -> tuple[Candidate, Candidate]:
+    """(map-to-6, map-to-4). `usual`: bamax is zero, or so large that its sixth has no rounding error to lose."""
+    sixth = _divide_by(bamax, E2M1_MAX) if usual else ptx.div(bamax, Float32(E2M1_MAX))
+    base = ptx.mul(sixth, outer.s_enc)
     pair = []
     for wanted in (base, ptx.mul(base, Float32(1.5))):
         byte = encode_scale(ptx.fmin(wanted, Float32(E4M3_MAX)))
         scale = scale_value(byte)
         pair.append(Candidate(byte, scale, multiplier_of(scale, outer)))
     return pair[0], pair[1]
+
+
+def _divide_by(a: Float32, constant: float) -> Float32:
+    """fl(a / constant), unless something under- or overflows on the way."""
+    n, r = Float32(constant), Float32(1.0 / constant)
+    q = ptx.mul(a, r)
+    return ptx.fma(ptx.fma(-q, n, a), r, q)
 
 
 def _divide_by_numerator(a: Float32, e4m3_max: int, in_double: bool) -> Float32:
@@ -63,16 +72,15 @@ def _divide_by_numerator(a: Float32, e4m3_max: int, in_double: bool) -> Float32:
             "cvt.rn.f32.f64 $0, q; setp.eq.f32 p, $1, 0f7F800000; @p mov.f32 $0, $1; }"
         )
         return ptx.asm(text, Float32, a)
-    n, r = Float32(numerator(e4m3_max)), Float32(1.0 / numerator(e4m3_max))
-    q = ptx.mul(a, r)
-    return ptx.fma(ptx.fma(-q, n, a), r, q)
+    return _divide_by(a, numerator(e4m3_max))
 
 
 def _sum(differences: list[Float32], metric: str) -> Float32:
     """|d| or d * d, added in ascending order."""
-    error = Float32(0.0)
-    for d in differences:
-        error = ptx.add(error, ptx.fabs(d) if metric == "mae" else ptx.mul(d, d))
+    terms = [ptx.fabs(d) if metric == "mae" else ptx.mul(d, d) for d in differences]
+    error = terms[0]
+    for term in terms[1:]:
+        error = ptx.add(error, term)
     return error
 
 
@@ -102,6 +110,14 @@ def _strict_error(
     return error
 
 
+def usual_amaxes(bamax: Float32, outer: Outer, strict: bool) -> Boolean:
+    """Whether divisions by constants need no care: that of the block's amax, and strict ones."""
+    good = (bamax >= Float32(_SAFE_AMAX[0])) | (bamax == Float32(0.0))
+    if strict:
+        good = good & (outer.amax >= Float32(_SAFE_AMAX[0])) & (outer.amax <= Float32(_SAFE_AMAX[1]))
+    return good
+
+
 def line_error(
     x: list[Float32],
     outer: Outer,
@@ -111,16 +127,26 @@ def line_error(
     e4m3_max: int,
     arch: str,
     short: bool,
+    usual: bool = False,
 ) -> tuple[Float32, Uint32, Uint32]:
-    """(error sum, low word, high word of codes) of 16 elements under one candidate; codes as `encode_and_decode`'s."""
+    """(error sum, low word, high word of codes) of 16 elements under one candidate; codes as `encode_and_decode`'s.
+
+    `usual`: nothing needs a clamp, and the strict division is the cheap one.
+    """
+    raw = raw_value(arch, short)
     # q may carry 2^-126 on sm_90a; s * 2^126 would overflow, so the product keeps 2^-7.
-    scale = ptx.mul(candidate.scale, Float32(_FAST_FACTOR / raw_value(arch, short)))
-    low, magnitudes = encode_and_decode(x[:8], candidate.multiplier, arch, short)
-    high, more = encode_and_decode(x[8:], candidate.multiplier, arch, short)
-    products = [ptx.mul(q, scale) for q in magnitudes + more]
+    factor = 1.0 if strict and raw > 2.0**-100 else _FAST_FACTOR
+    scale = ptx.mul(candidate.scale, Float32(factor / raw))
+    low, magnitudes = encode_and_decode(x[:8], candidate.multiplier, arch, short, clamp=not usual)
+    high, more = encode_and_decode(x[8:], candidate.multiplier, arch, short, clamp=not usual)
+    magnitudes += more
     if strict:
-        products = [ptx.mul(p, Float32(1 / _FAST_FACTOR)) for p in products]
+        products = [ptx.mul(q, scale) for q in magnitudes]
+        if factor != 1.0:
+            products = [ptx.mul(p, Float32(1 / factor)) for p in products]
+        if usual:
+            return _strict_sum(x, products, outer.amax, metric, e4m3_max, False), low, high
         return _strict_error(x, products, outer.amax, metric, e4m3_max), low, high
     domain = ptx.mul(outer.s_enc, Float32(_FAST_FACTOR))
-    differences = [ptx.sub(p, ptx.mul(ptx.fabs(v), domain)) for p, v in zip(products, x, strict=True)]
+    differences = [ptx.fma(q, scale, -ptx.mul(ptx.fabs(v), domain)) for q, v in zip(magnitudes, x, strict=True)]
     return _sum(differences, metric), low, high

@@ -61,6 +61,24 @@ def test_special_values(machine, form):
         check(machine, x * (scale / x.abs().max()), token)
 
 
+@on_machines
+@pytest.mark.parametrize("amax", [None, 0.3], ids=["measured", "too small"])
+@pytest.mark.parametrize("form", EMULATED_FORMS, ids=QuantRecipe.describe)
+def test_blocks_that_need_care(machine, form, amax):
+    """Among usual blocks of the same thread: NaN, Inf, zeros, tiny and huge ones, scales of few bits or of none."""
+    for dtype, tiny in ((torch.bfloat16, 2.0**-120), (torch.float16, 2.0**-20)):
+        x = cases.matrix(4, 800, "normal", 5, torch.float32)
+        blocks = x.view(4, 50, 16)
+        blocks[0, ::7] = 0
+        blocks[0, 1::7, 3] = float("nan")
+        blocks[1, ::5] *= tiny
+        blocks[1, 1::5] *= 2.0**-16 * torch.rand(10, 1, generator=torch.Generator().manual_seed(1))
+        blocks[2, 2::9] *= 300
+        blocks[3, 40, 2] = float("inf")
+        given = None if amax is None else torch.full((4,), amax)
+        check(machine, x.to(dtype), form.replace(scaling="token"), amax=given)
+
+
 @on_gpu
 @pytest.mark.parametrize("form", FORMS, ids=QuantRecipe.describe)
 def test_special_values_in_both_copies(machine, form):
