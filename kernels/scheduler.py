@@ -109,8 +109,10 @@ class _StreamSlots(DeviceStruct):
         return (cta * self.stages) // self.ctas
 
     def slot(self, tile: Int32, part: Int32) -> Int32:
-        cta = self.cta_of(tile * self.k_stages) + part
-        return 2 * cta + Int32(tile != self.begin(cta) // self.k_stages)
+        first = tile * self.k_stages
+        cta = self.cta_of(first)
+        # Only the first share of a tile can have begun in the tile before it.
+        return 2 * (cta + part) + Int32((part == 0) & (self.begin(cta) < first))
 
 
 class _ClusterSlots(DeviceStruct):

@@ -1,16 +1,17 @@
 """Deterministic sharing of K (split-K, stream-K): the last warpgroup to finish a tile adds all partial sums in order.
 
 Each warpgroup writes its accumulators, as they lie in its registers, to the workspace, and counts itself in. The one
-that finds all others done reads every partial back, adds them in the order of K (so the sum does not depend on who was
-last), and resets the counter for the next launch. A tile that one CTA has computed alone skips all this.
+that finds all others done adds the other partial sums in the order of K (so the sum does not depend on who was last),
+and resets the counter for the next launch. A tile that one CTA has computed alone skips all this.
 
-    partials   fp32 (slots, consumer_groups, registers, 128); the scheduler says which slot a part of a tile has
+    partials   fp32 (slots, consumer_groups, registers, 128), used as (slots, consumer_groups, registers / 4, 128, 4);
+               the scheduler says which slot a part of a tile has
     counters   int32 (tiles, consumer_groups), zero before the first launch and after every launch
 """
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Boolean, Int32
+from cutlass import Boolean, Float32, Int32
 
 from cutefp4.config import Sm90Config
 
@@ -18,6 +19,9 @@ from ..common.device_struct import DeviceStruct
 from . import math
 from .fragment import element_pointer
 from .sinks import store_values
+
+VECTOR = 4
+"""Registers of one access."""
 
 
 class SplitK(DeviceStruct):
@@ -37,49 +41,61 @@ class SplitK(DeviceStruct):
 
     @cute.jit
     def _exchange(self, work, acc) -> Boolean:
-        per_atom = self.config.tile_n // 2
-        for atom in cutlass.range_constexpr(self.config.m_atoms):
-            for i in cutlass.range_constexpr(per_atom):
-                store_values(self._partial(work.part_slot(work.part), atom * per_atom + i), [acc[atom][i]])
-        # Every thread's partials before the count, and (below) the count before reading anybody's partials.
-        cute.arch.fence_acq_rel_gpu()
+        self._write(work.part_slot(work.part), acc)
         self._sync()
-        counter = self.counters.iterator + (work.tile * self.config.consumer_groups + self.consumer)
         flag = self.flags + self.consumer
         if self.thread == 0:
-            arrived = cute.arch.atomic_add(counter, Int32(1), scope="gpu")
+            # Releases what the whole warpgroup wrote before the barrier, and acquires what the others wrote.
+            counter = self.counters.iterator + (work.tile * self.config.consumer_groups + self.consumer)
+            arrived = cute.arch.atomic_add(counter, Int32(1), sem="acq_rel", scope="gpu")
             cute.make_tensor(flag, cute.make_layout(1))[0] = Int32(arrived)
+            if arrived == work.parts - 1:
+                cute.make_tensor(counter, cute.make_layout(1))[0] = Int32(0)
         self._sync()
         last = cute.make_tensor(flag, cute.make_layout(1))[0] == work.parts - 1
         if last:
-            cute.arch.fence_acq_rel_gpu()
-            self._load_partial(work.part_slot(Int32(0)), acc)
-            for part in cutlass.range(1, work.parts, unroll=4):
-                self._add_partial(work.part_slot(part), acc)
-            if self.thread == 0:
-                cute.make_tensor(counter, cute.make_layout(1))[0] = Int32(0)
+            self._add_others(work, acc)
         # Nobody may overwrite the flag of this tile before all have read it.
         self._sync()
         return last
 
-    def _partial(self, slot: Int32, register: int) -> cute.Pointer:
-        return element_pointer(self.partials, (slot, self.consumer, register, self.thread))
+    @cute.jit
+    def _add_others(self, work, acc):
+        """part 0 + part 1 + ..., from left to right.
 
-    def _values(self, slot: Int32, atom: int) -> list:
-        per_atom = self.config.tile_n // 2
-        return [
-            cute.make_tensor(self._partial(slot, atom * per_atom + i), cute.make_layout(1))[0] for i in range(per_atom)
-        ]
+        This warpgroup's own sum is still in its registers, and a sum of two does not depend on their order; so part 0
+        or 1 begins with what it has. Any other begins with -0, to which adding changes nothing, and reads its own back.
+        """
+        first = Int32(1)
+        if work.part > 1:
+            first = Int32(0)
+            for atom in cutlass.range_constexpr(self.config.m_atoms):
+                acc[atom].fill(-0.0)
+        for step in cutlass.range(first, work.parts, unroll=self._parts_at_once()):
+            part = cutlass.select_((work.part == 1) & (step == 1), Int32(0), step)
+            self._add(work.part_slot(part), acc)
 
-    def _load_partial(self, slot: Int32, acc) -> None:
+    def _parts_at_once(self) -> int:
+        """As many as 64 registers hold: what must be in flight to read at the speed of the L2 cache."""
+        return max(1, 64 // (self.config.m_atoms * self.config.tile_n // 2))
+
+    def _vector(self, slot: Int32, atom: int, i: int) -> cute.Pointer:
+        """Of registers i .. i + 3 of a 64-row tile."""
+        place = VECTOR * self.thread
+        row = atom * (self.config.tile_n // 2) + i + place // 128
+        return element_pointer(self.partials, (slot, self.consumer, row, place % 128), VECTOR)
+
+    def _write(self, slot: Int32, acc) -> None:
         for atom in range(self.config.m_atoms):
-            for i, value in enumerate(self._values(slot, atom)):
-                acc[atom][i] = value
+            for i in range(0, self.config.tile_n // 2, VECTOR):
+                store_values(self._vector(slot, atom, i), [acc[atom][i + j] for j in range(VECTOR)])
 
-    def _add_partial(self, slot: Int32, acc) -> None:
+    def _add(self, slot: Int32, acc) -> None:
         for atom in range(self.config.m_atoms):
-            for i, value in enumerate(self._values(slot, atom)):
-                acc[atom][i] = math.add(acc[atom][i], value)
+            for i in range(0, self.config.tile_n // 2, VECTOR):
+                values = cute.make_tensor(self._vector(slot, atom, i), cute.make_layout(VECTOR)).load()
+                for j in range(VECTOR):
+                    acc[atom][i + j] = math.add(acc[atom][i + j], Float32(values[j]))
 
     def _sync(self) -> None:
         cute.arch.barrier(barrier_id=1 + self.consumer, number_of_threads=128)
