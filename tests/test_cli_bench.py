@@ -12,9 +12,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from cutefp4 import cli, emulator
+from cutefp4 import cli, emulator, ops_quantize
 from cutefp4.cli import bench
-from cutefp4.cli.bench import gemm, linear_step, predict, report
+from cutefp4.cli.bench import gemm, kernel_columns, linear_step, predict, quantize, report, tables
 from cutefp4.cli.bench.session import PREDICTED, Session, newest
 from cutefp4.cli.sweep.case import Case, make_operands
 from cutefp4.errors import CuteFP4Error, UnsupportedError
@@ -120,11 +120,11 @@ def test_the_newest_day_counts(tmp_path):
 
 def test_sweep_table():
     row = {"m": 8, "n": 16, "k": 32, "kind": "w4a4", "layout": "TN", "recipe": "te", "epilogue": "none"}
-    row |= {"percent_of_cublas": 95.2, "percent_of_roofline": 70.0}
+    row |= {"percent_of_cublas": 95.2, "percent_of_roofline": 70.0, "registers": 168}
     rows = [row | {"name": "fast", "us": 9.0, "heuristic": False}, row | {"name": "own", "us": 10.0, "heuristic": True}]
     rows.append(row | {"name": "wrong", "us": None, "heuristic": False})
-    text = report.sweep_table({"cases": [{"winner": "fast", "rows": rows}, {"winner": None, "rows": []}]})
-    assert "| 8, 16, 32 | w4a4 TN te none | 3 | 10.0 | 9.00 | 95 % | 70 % | fast |" in text
+    text = tables.sweep_table({"cases": [{"winner": "fast", "rows": rows}, {"winner": None, "rows": []}]})
+    assert "| 8, 16, 32 | w4a4 TN te none | 3 | 9.00 | 10.0 | 11.1 % | 95 % | 70 % | 168 | fast | own |" in text
 
 
 def test_other_tables():
@@ -132,15 +132,15 @@ def test_other_tables():
     for variant, median in {"bf16": 300.0, "te": 200.0, "te, quantise only": 50.0}.items():
         extra = {"over_bf16": 300 / median, "error_y": 0.13} if variant == "te" else {}
         session.table.add({"case": "8x16x32", "m": 8, "n": 16, "k": 32}, us(variant, median), **extra)
-    text = report.linear_step_table({"rows": session.table.rows})
+    text = tables.linear_step_table({"rows": session.table.rows})
     assert "| 8, 16, 32 | te | 200 | 300 | 1.50x | 25 % | 13.0 % |" in text
     session = Session("quantize", say=lambda _: None)
     session.table.add({"shape": "16384x6144"}, us("rowwise", 65.0), gb_per_s=4000, percent_of_copy=95.4)
     session.table.add({"shape": "16384x6144"}, us("copy of 2 B", 60.0))
-    assert "| 16384x6144 | rowwise | 65.0 | 4000 | 95 % | - | - |" in report.quantize_table(
+    assert "| 16384x6144 | rowwise | 65.0 | 4000 | 95 % | - | - |" in tables.quantize_table(
         {"rows": session.table.rows}
     )
-    assert "copy of 2" not in report.quantize_table({"rows": session.table.rows})
+    assert "copy of 2" not in tables.quantize_table({"rows": session.table.rows})
     rows = [{"arch": "sm_90a", "case": case, "median_us": time} for case, time in (("cold", 5e5), ("disk hit", 2e3))]
     said = report._costs({"rows": [{"case": "call", "median_us": 3.84}]}, {"rows": rows})
     assert "3.8 us" in said and "2.0 ms" in said and "0.5 s" in said
@@ -246,6 +246,27 @@ def test_gemm_benchmark_runs_on_an_emulated_device(monkeypatch, tmp_path):
     assert {"cutefp4", "cublas", "two-step"} <= set(rows) and "bit-equal" in rows["cutefp4"]["check"]
     assert rows["cutefp4"]["over_cublas"] == 1.2 and rows["cutefp4"]["config"]
     assert json.loads(session.save().read_text())["rows"]
+
+
+def test_the_kernels_behind_a_row():
+    """Registers, spills, and SASS instructions per element: of every plan that the benchmarks of quantising launch."""
+    with emulator.device("sm_90a", sms=2):
+        x = matrix(64, 256)
+        calls = {
+            "token": lambda: ops_quantize.quantize(x, quantize.TOKEN),
+            "with amax": lambda: ops_quantize.quantize(x, quantize.TE, columnwise=True),
+        }
+        found = kernel_columns.of_calls(calls)
+    for row in found.values():
+        assert row["spills"] == 0 and 16 <= row["registers"] <= 255
+        assert 2 < row["sass_per_element"] <= row["sass_instructions"] / 16
+    assert found["with amax"]["sass_instructions"] > found["token"]["sass_instructions"]
+
+
+def test_every_quantising_plan_says_how_many_elements_a_thread_handles():
+    with emulator.device("sm_90a", sms=2), cuda_on_cpu("sm_90a", 2):
+        found = quantize.plans(quick=True)
+    assert len(found) > 20 and all(kernel_columns.elements_per_pass(plan) for plan in found)
 
 
 def test_linear_step_gives_the_three_products():

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import torch
 
 from cutefp4 import launch, ops_quantize
+from cutefp4.cli.bench import kernel_columns
 from cutefp4.cli.bench.session import Session, replay
 from cutefp4.cli.roofline import ROOFS
 from cutefp4.cli.sweep.case import Case, Operands
@@ -118,7 +119,8 @@ def run_case(session: Session, name: str, product: Case, arch: str) -> None:
     variants = [Variant(variant, lambda _, run=run: run()) for variant, run in runs.items()]
     timings = measure(variants, rounds=session.rounds(10), clock=EventClock())
     plans = operation_plans(product, target_for(arch, product, launch.sm_count(operands.b.device)))
-    config = "; ".join(describe(plan.config) for plan in plans if hasattr(plan, "config"))
+    made = {"config": "; ".join(describe(plan.config) for plan in plans if hasattr(plan, "config"))}
+    made |= {"check": verdict, **kernel_columns.columns(plans)}
     for variant, timing in timings.items():
         speeds = figures(product, arch, timing.us)
         del speeds["us"]
@@ -127,8 +129,8 @@ def run_case(session: Session, name: str, product: Case, arch: str) -> None:
             timing,
             **speeds,
             over_cublas=round(timings["cublas"].median / timing.median, 4),
-            check=verdict if variant == "cutefp4" else "",
-            config=config if variant == "cutefp4" else "",
+            percent_of_wgmma=round(100 * timing.tflops(product.flop) * 1e12 / ROOFS[arch].flops, 1),
+            **(made if variant == "cutefp4" else {}),
         )
     ours, theirs = timings["cutefp4"], timings["cublas"]
     session.say(f"{name}: {ours.us:.1f} us, cuBLAS {theirs.us:.1f} us, {theirs.us / ours.us:.2f}x; {verdict}")
@@ -152,6 +154,7 @@ def bench(session: Session) -> None:
     """All cases."""
     arch = launch.arch_of(torch.device("cuda", torch.cuda.current_device()))
     session.table.environment["roof"] = ROOFS[arch].name
+    kernel_columns.of_plans(plans(session.quick))  # disassembled in parallel, before the GPU has to wait for it
     for name, product in _cases(session.quick, arch).items():
         if session.may_start(name):
             run_case(session, name, product, arch)

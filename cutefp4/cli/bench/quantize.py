@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from cutefp4 import ops_quantize
-from cutefp4.cli.bench import producers
+from cutefp4.cli.bench import kernel_columns, producers
 from cutefp4.cli.bench.session import Session, plans_of
 from cutefp4.format import BLOCK, encode_e2m1, pack_codes
 from cutefp4.plan import Plan
@@ -151,6 +151,7 @@ def bench_shape(table: Table, m: int, n: int, only: str) -> None:
         copies[size] = f"copy of {size} B"
         variants.append(Variant(copies[size], lambda i, s=source, t=target: t.copy_(s)))
     timings = measure(variants, sets=sets, rounds=9, clock=GraphClock(calls=8))
+    made = kernel_columns.of_calls({c.name: lambda c=c: c.run(x0) for c in wanted}) if (m, n) == SHAPE else {}
     for case in wanted:
         t = timings[case.name]
         total = int(m * n * case.bytes)
@@ -162,7 +163,7 @@ def bench_shape(table: Table, m: int, n: int, only: str) -> None:
         if case.ratio and case.ratio[0] in timings:
             row["ratio"] = round(t.median / timings[case.ratio[0]].median, 3)
             row["ratio_target"] = case.ratio[1]
-        table.add({"shape": f"{m}x{n}"}, t, **row)
+        table.add({"shape": f"{m}x{n}"}, t, **row, **made.get(case.name, {}))
     for size, name in copies.items():
         table.add({"shape": f"{m}x{n}"}, timings[name], gb_per_s=round(timings[name].bandwidth(int(m * n * size))))
 
@@ -177,7 +178,8 @@ def bench_dequantize(table: Table, m: int, n: int) -> None:
         clock=GraphClock(calls=8),
     )
     t = timings["dequantise"]
-    table.add({"shape": f"{m}x{n}"}, t, gb_per_s=round(t.bandwidth(int(m * n * ROWWISE))))
+    made = kernel_columns.columns(plans_of(lambda: ops_quantize.dequantize(operand, torch.bfloat16)))
+    table.add({"shape": f"{m}x{n}"}, t, gb_per_s=round(t.bandwidth(int(m * n * ROWWISE))), **made)
 
 
 SHAPE = (16384, 6144)

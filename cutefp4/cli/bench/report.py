@@ -6,13 +6,23 @@ compares them with what is committed. Regenerate with `cutefp4 bench report`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from cutefp4.cli.bench import schedule_document
 from cutefp4.cli.bench.gemm import CASES, README
 from cutefp4.cli.bench.session import PREDICTED, newest
+from cutefp4.cli.bench.tables import (
+    by_case,
+    compile_table,
+    gemm_kernels_table,
+    gemm_tables,
+    launch_table,
+    linear_step_table,
+    prediction_table,
+    quantize_table,
+    sweep_table,
+)
 from cutefp4.cli.roofline import ROOFS, Point, plot
 from cutefp4.errors import UnsupportedError
 
@@ -22,168 +32,6 @@ PLOT = "roofline.png"
 ARCH_OF_DEVICE = {"H100": "sm_90a", "H200": "sm_90a", "B200": "sm_100a", "B300": "sm_103a"}
 
 Results = dict[str, dict[str, dict]]
-
-
-def table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table."""
-    lines = [f"| {' | '.join(headings)} |", "|" + "---|" * len(headings)]
-    lines += [f"| {' | '.join('-' if cell in (None, '') else str(cell) for cell in row)} |" for row in rows]
-    return "\n".join(lines)
-
-
-def _us(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
-def by_case(rows: Iterable[dict]) -> dict[str, dict[str, dict]]:
-    """Timed rows by case and variant."""
-    found: dict[str, dict[str, dict]] = {}
-    order = {name: position for position, name in enumerate(CASES)}
-    for row in sorted(rows, key=lambda row: order.get(row.get("case"), len(order))):
-        if row.get("median_us") is not None and "case" in row:
-            found.setdefault(row["case"], {})[row["variant"]] = row
-    return found
-
-
-def _times(case: dict[str, dict], name: str) -> float | None:
-    return case[name]["median_us"] if name in case else None
-
-
-def _sizes(row: dict) -> str:
-    return f"{row['m']}, {row['n']}, {row['k']}"
-
-
-def gemm_tables(data: dict) -> str:
-    """A table per kind of product."""
-    titles = {
-        "w4a4": "Both operands packed (W4A4)",
-        "w4a16": "bf16 activations, packed weight (W4A16)",
-    }
-    parts = []
-    cases = by_case(data["rows"])
-    for kind, title in titles.items():
-        rows = []
-        for name, case in cases.items():
-            if not name.startswith(f"{kind} ") or "cutefp4" not in case:
-                continue
-            ours = case["cutefp4"]
-            roofline = ours.get("percent_of_roofline")
-            rows.append(
-                [
-                    _sizes(ours),
-                    name.split()[-1],
-                    _us(ours["median_us"]),
-                    f"{ours['tflops']:.0f}",
-                    f"{ours['gb_per_s']:.0f}",
-                    f"{roofline:.0f} %" if roofline else "-",
-                    _us(_times(case, "cublas")),
-                    f"{ours['over_cublas']:.2f}x",
-                    _us(_times(case, "quack")),
-                    _us(_times(case, "two-step")),
-                ]  # fmt: skip
-            )
-        if rows:
-            heads = ("M, N, K", "epilogue", "cutefp4 us", "TFLOP/s", "GB/s", "of roofline")
-            heads += ("cuBLAS bf16 us", "vs cuBLAS", "quack W4A16 us", "decode + cuBLAS us")
-            parts.append(f"{title}:\n\n{table(heads, rows)}")
-    return "\n\n".join(parts)
-
-
-def quantize_table(data: dict, shapes: Sequence[str] | None = None) -> str:
-    """Modes and shapes."""
-    rows = []
-    for row in data["rows"]:
-        if row.get("median_us") is None or row["variant"].startswith("copy"):
-            continue
-        if shapes is None or row["shape"] in shapes:
-            share, ratio = row.get("percent_of_copy"), row.get("ratio")
-            faster = row.get("times_faster")
-            rows.append(
-                [
-                    row["shape"],
-                    row["variant"],
-                    _us(row["median_us"]),
-                    row.get("gb_per_s"),
-                    f"{share:.0f} %" if share else "-",
-                    f"{ratio:.2f}x" if ratio else "-",
-                    f"{faster:.1f}x faster" if faster else "-",
-                ]  # fmt: skip
-            )
-    heads = ("shape", "mode", "us", "GB/s", "of a copy's speed", "time / plain mode (or copy)", "than torch.compile")
-    return table(heads, rows)
-
-
-def linear_step_table(data: dict) -> str:
-    """A row per layer and recipe."""
-    rows = []
-    for name, case in by_case(data["rows"]).items():
-        for variant, row in case.items():
-            if variant == "bf16" or "quantise" in variant:
-                continue
-            cast = _times(case, f"{variant}, quantise only")
-            error = row.get("error_y")
-            rows.append(
-                [
-                    name.replace("x", ", "),
-                    variant,
-                    _us(row["median_us"]),
-                    _us(_times(case, "bf16")),
-                    f"{row['over_bf16']:.2f}x",
-                    f"{100 * cast / row['median_us']:.0f} %" if cast else "-",
-                    f"{100 * error:.1f} %" if error else "-",
-                ]  # fmt: skip
-            )
-    heads = ("tokens, outputs, inputs", "recipe", "us", "bf16 cuBLAS us", "vs bf16", "of it quantising", "error of Y")
-    return table(heads, rows)
-
-
-def launch_table(data: dict) -> str:
-    """Costs of a call."""
-    rows = [(row["case"], row.get("shape"), _us(row["median_us"])) for row in data["rows"]]
-    return table(("what", "shape", "us"), rows)
-
-
-def compile_table(data: dict) -> str:
-    """Costs of a kernel before its first launch."""
-    rows = [(row["arch"], row["case"], f"{row['median_us'] / 1e3:.3g}") for row in data["rows"]]
-    return table(("architecture", "what", "ms"), rows)
-
-
-def prediction_table(data: dict) -> str:
-    """Predicted times; no column of this table was measured."""
-    rows = [
-        [_sizes(row), _us(row["predicted_us"]), f"{row['tflops'] / 1e3:.2f}", f"{row['percent_of_roofline']:.0f} %",
-         row["limiter"], row["config"]] for row in data["rows"]
-    ]  # fmt: skip
-    heads = ("M, N, K", "predicted us", "predicted PFLOP/s", "predicted share of roofline", "limiter", "configuration")
-    return table(heads, rows)
-
-
-def sweep_table(data: dict) -> str:
-    """The heuristic's choice and the best configuration of each swept product."""
-    rows = []
-    for case in data["cases"]:
-        timed = [row for row in case["rows"] if row["us"] is not None]
-        choice = next((row for row in timed if row["heuristic"]), None)
-        best = next((row for row in timed if row["name"] == case["winner"]), None)
-        if best is None:
-            continue
-        rows.append(
-            [
-                _sizes(best),
-                f"{best['kind']} {best['layout']} {best['recipe']} {best['epilogue']}",
-                len(case["rows"]),
-                _us(choice["us"] if choice else None),
-                _us(best["us"]),
-                f"{best['percent_of_cublas']:.0f} %",
-                f"{best['percent_of_roofline']:.0f} %",
-                "the heuristic's" if best["heuristic"] else best["name"],
-            ]  # fmt: skip
-        )
-    heads = ("M, N, K", "product", "tried", "heuristic us", "best us", "of cuBLAS speed", "of roofline", "best")
-    return table(heads, rows)
 
 
 SECTIONS = {
@@ -224,6 +72,7 @@ def perf_readme(results: Results) -> str:
             if what in found:
                 parts += [f"### {title}", _source(what, device, found[what]), write(found[what])]
                 if what == "gemm":
+                    parts.append(gemm_kernels_table(found[what]))
                     parts.append(f"![Roofline: speed against arithmetic intensity](results/{device}/{PLOT})")
     if PREDICTED in results:
         parts += ["## B200: predictions, nothing was measured", _PREDICTED_TEXT]
@@ -267,7 +116,7 @@ def readme_block(results: Results, device: str = "nvidia-h200") -> str:
         modes = _chosen(found["quantize"], "variant", README_QUANTIZE)
         if "torch-compile" in found:
             modes["rows"] += [row for row in found["torch-compile"]["rows"] if row.get("times_faster")]
-        parts += [quantize_table(modes)]
+        parts += [quantize_table(modes, kernels=False)]
     if "launch" in found and "compile" in found:
         parts.append(_costs(found["launch"], found["compile"]))
     if PREDICTED in results:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from cutefp4 import tuned
-from cutefp4.cli.resources import resources
+from cutefp4.cli.resources import cubin_resources
 from cutefp4.cli.roofline import ROOFS
 from cutefp4.cli.sweep.case import Case, Operands
 from cutefp4.cli.sweep.check import Checker
@@ -250,8 +250,8 @@ class CaseSweep:
                 "percent_of_cublas": round(100 * baseline.median / timing.median, 2),
                 "predicted_us": round(self.target.predict(config, self.case).us, 2),
             }
-        made = resources(self.target.plan(config, self.case))
-        row |= {name: made[name] for name in ("registers", "spills", "instructions")}
+        made = cubin_resources(self.target.plan(config, self.case))
+        row |= {"registers": made["registers"], "spills": made["spills"]}
         self.rows[config] = row
         self.store.add(row_key(self.case.name, config, phase, self.environment), row)
 
