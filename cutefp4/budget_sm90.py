@@ -99,12 +99,12 @@ def with_most_stages(
     along K.
     """
     if config.decode_groups:
-        deeper = [replace(config, load_stages=stages) for stages in range(MAX_LOAD_STAGES, 2, -1)]
+        deeper = (replace(config, load_stages=stages) for stages in range(MAX_LOAD_STAGES, 2, -1))
     else:
-        deeper = [
+        deeper = (
             replace(config, mma_stages=stages, load_stages=max(2, stages // config.k_blocks + 1))
             for stages in range(MAX_MMA_STAGES, 2, -1)
-        ]
+        )
     for found in deeper:
         if sm90_smem(found, operand_m, operand_n, staged_store).total <= SM90_SMEM_BYTES:
             return found

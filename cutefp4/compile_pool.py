@@ -16,7 +16,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import psutil
@@ -61,6 +62,13 @@ class _Worker:
     def __init__(self) -> None:
         self._process: subprocess.Popen | None = None
 
+    @classmethod
+    def started(cls) -> _Worker:
+        """With its process running, which loads the compiler."""
+        worker = cls()
+        worker._process = worker._start()
+        return worker
+
     def _start(self) -> subprocess.Popen:
         environment = {
             **os.environ,
@@ -103,6 +111,25 @@ class _Worker:
             self._process.wait()
 
 
+_spare: list[_Worker] = []
+
+
+@contextmanager
+def started_ahead(workers: int) -> Iterator[None]:
+    """Start processes now. They load PyTorch and the compiler, which takes 3 to 10 s, while the caller finds out what
+    to compile; compiles inside the block take them."""
+    mine = [_Worker.started() for _ in range(workers)]
+    _spare.extend(mine)
+    try:
+        yield
+    finally:
+        for worker in mine:
+            if worker in _spare:
+                _spare.remove(worker)
+                worker.kill()
+                worker.close()
+
+
 def compile_in_processes(
     plans: Sequence[Plan], workers: int, done: Callable[[Outcome], None], deadline: float = math.inf
 ) -> list[Outcome]:
@@ -126,7 +153,10 @@ def compile_in_processes(
     started: list[_Worker] = []
 
     def serve() -> None:
-        worker = _Worker()
+        try:
+            worker = _spare.pop()
+        except IndexError:
+            worker = _Worker()
         started.append(worker)
         try:
             while time.monotonic() < deadline:

@@ -9,6 +9,7 @@ import sys
 import time
 
 from cutefp4 import compile as kernel_cache
+from cutefp4 import dsl
 from cutefp4.errors import CuteFP4Error
 from cutefp4.plan import from_json
 
@@ -31,6 +32,7 @@ def _answer(line: str) -> dict:
 def main() -> None:
     """Serve standard input until it ends. What compilers print goes to standard error, not between the answers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent ends the workers
+    dsl.versions()  # loads the compiler, before there is a plan
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     for line in sys.stdin:

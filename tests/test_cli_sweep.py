@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+from collections import Counter
 from dataclasses import fields, replace
 
 import pytest
@@ -12,12 +13,11 @@ import torch
 from typer.testing import CliRunner
 
 from cutefp4 import cli, emulator, gemm_choice_sm90, gemm_choice_sm100, tuned
-from cutefp4.cli import sweep
 from cutefp4.cli.sweep import operations, report, run, shapes
 from cutefp4.cli.sweep.axes import AXES, FULL_AXES, MOST, axes_of
 from cutefp4.cli.sweep.case import EPILOGUES, Case, make_operands
 from cutefp4.cli.sweep.check import Checker
-from cutefp4.cli.sweep.space import enumerate_space, family
+from cutefp4.cli.sweep.space import NEVER_ILLEGAL, enumerate_space, family
 from cutefp4.cli.sweep.store import Store
 from cutefp4.cli.sweep.target import Target, target_for
 from cutefp4.config import Sm90Config
@@ -151,6 +151,17 @@ def test_the_sweeps_predicate_is_the_operations(arch):
             named = {k: 3 if v == MOST else v for k, v in zip(axes, values, strict=True)}
             config = kind(**named)
             assert judge(config) == ops.config_problems(config, target.request(SMALL))
+
+
+def test_fields_that_are_never_illegal():
+    """Cases share what was judged with other values of these."""
+    for arch in ("sm_90a", "sm_100a"):
+        target = target_for(arch, SMALL)
+        for kind in target.kinds(SMALL):
+            for name in set(NEVER_ILLEGAL) & {f.name for f in fields(kind)}:
+                space = enumerate_space(target, SMALL, {"tile_m": ["128"], name: ["1", "5", "64"]}, False)
+                verdicts = Counter(replace(config, **{name: 1}) for config in space.legal)
+                assert verdicts and set(verdicts.values()) == {3}
 
 
 def test_a_short_list_has_several_families():
@@ -311,7 +322,6 @@ def test_the_whole_command_on_an_emulated_gpu(emulated_gpu, tmp_path):
 
 
 def test_a_spent_budget_starts_nothing_and_says_so(emulated_gpu, monkeypatch, tmp_path):
-    monkeypatch.setattr(sweep, "COMPILE_SHARE", -1.0)
     monkeypatch.setenv("CUTEFP4_CACHE_DIR", str(tmp_path / "cache"))
     data = json.loads(invoke(*WHOLE, "--budget", "0.001", "--json").stdout)
     assert [(case["left_out"], case["rows"]) for case in data["cases"]] == [(2, [])] * 2

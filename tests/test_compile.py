@@ -188,6 +188,15 @@ def test_warmup_stops_at_its_deadline(monkeypatch):
     assert outcome.error == compile_pool.NO_TIME and not kernel_cache.is_stored(late)
 
 
+def test_processes_started_ahead_are_used_and_ended():
+    with compile_pool.started_ahead(2):
+        processes = [worker._process for worker in compile_pool._spare]
+        result = warmup([TinyPlan("sm_90a", threads=32)], workers=1, load=False)
+        assert result.compiled == 1 and len(compile_pool._spare) == 1
+    assert not compile_pool._spare and len(processes) == 2
+    assert sorted(process.poll() for process in processes) == [-9, 0]
+
+
 def test_warmup_without_a_disk_compiles_here(monkeypatch):
     monkeypatch.setenv("CUTEFP4_CACHE_DIR", "/proc/cutefp4")
     plans = [TinyPlan("sm_90a", unused=i) for i in range(2)]

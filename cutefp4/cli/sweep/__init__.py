@@ -11,7 +11,7 @@ from typing import Annotated
 import torch
 import typer
 
-from cutefp4 import launch, tuned
+from cutefp4 import compile_pool, launch, tuned
 from cutefp4.cli import output
 from cutefp4.cli.sweep import report, run
 from cutefp4.cli.sweep.case import EPILOGUES, KINDS, LAYOUTS, Case
@@ -26,8 +26,9 @@ from cutefp4.recipe import NAMED
 from cutefp4.timing import environment, slug
 
 RESULTS = Path("cutefp4-sweep.jsonl")
-COMPILE_SHARE = 0.6
-"""Of `--budget`: when no further compile is started."""
+TIMING_SECONDS = 2.0
+"""Of `--budget`, for a case: what compiling leaves, if it can."""
+MANY = 1000
 CHECKS = ("auto", "none", "emulator")
 
 HELP = f"""Find the fastest configuration of the GEMM for your shapes, check it, and keep it.
@@ -111,19 +112,28 @@ def sweep(
     cases = [Case(name, *sizes, kind, recipe, epilogue) for sizes in shapes for name in layout.split(",")]
     given = _axes(set_ or [])
     sms = sms if not timed else launch.sm_count(torch.device("cuda", torch.cuda.current_device()))
-    spaces = [enumerate_space(target_for(arch, case, sms), case, given, full) for case in cases]
+    pairs = [(target_for(arch, case, sms), case) for case in cases]
     if explain:
-        _explain(spaces, as_json)
+        _explain([enumerate_space(target, case, given, full) for target, case in pairs], as_json)
         return
     if check == "emulator" and not timed:
         for case in cases:
             check_emulated_size(case)
-    chosen = [(space, space.ranked(limit)) for space in spaces]
     store = Store(results, resume) if timed else None
+    processes = workers or compile_pool.worker_count(limit * len(cases) or MANY)
+    with compile_pool.started_ahead(processes):
+        spaces = [enumerate_space(target, case, given, full) for target, case in pairs]
+        chosen = [(space, space.ranked(limit)) for space in spaces]
+        until = math.inf
+        if budget:
+            now, end = time.monotonic(), begin + budget
+            until = end - min(len(cases) * TIMING_SECONDS, (end - now) / 2)
+            output.note(f"{now - begin:.1f} s to enumerate {sum(space.tried for space in spaces)} configurations")
+        failed = run.compile_ahead(chosen, workers=processes, deadline=until, say=output.note)
     if timed:
-        found = _measure(chosen, store, rounds, workers, begin, budget, lambda found: _keep(found, out))
+        found = _measure(chosen, failed, store, rounds, begin + budget if budget else math.inf, out)
     else:
-        found = _predict(chosen, check == "emulator", workers)
+        found = _predict(chosen, failed, check == "emulator")
         _keep(found, out)
     _report(found, as_json, csv, plot, html)
     wrong = [f"{row['case']}: {row['check']}: {row['name']}" for r in found for row in r.rows if row["us"] is None]
@@ -180,28 +190,21 @@ def _explain(spaces: list[Space], as_json: bool) -> None:
         report.print_space(space, output.console())
 
 
-def _measure(chosen, store: Store, rounds: int, workers: int, begin: float, budget: float, keep) -> list[run.Result]:
-    """Compile everything in parallel, then time case by case; each case gets an equal share of what is left.
-
-    keep: called with the results so far after each case, so that a program that is killed leaves them.
-    """
-    end = begin + budget if budget else math.inf
-    until = time.monotonic() + COMPILE_SHARE * (end - time.monotonic())
-    failed = run.compile_ahead(chosen, workers=workers or None, deadline=until, say=output.note)
+def _measure(chosen, failed, store: Store, rounds: int, end: float, out: Path | None) -> list[run.Result]:
+    """Time case by case; each gets an equal share of what is left until `end`, and its results are kept at once."""
     found = []
     for index, (space, configs) in enumerate(chosen):
         now = time.monotonic()
-        share = (end - now) / (len(chosen) - index)
-        sweeper = run.CaseSweep(space, store, rounds=rounds, say=output.note, deadline=now + share)
+        deadline = now + (end - now) / (len(chosen) - index)
+        sweeper = run.CaseSweep(space, store, rounds=rounds, say=output.note, deadline=deadline)
         found.append(sweeper.run(configs, failed))
-        keep(found)
+        _keep(found, out)
         if found[-1].interrupted:
             break
     return found
 
 
-def _predict(chosen, emulate: bool, workers: int) -> list[run.Result]:
-    failed = run.compile_ahead(chosen, workers=workers or None, say=output.note)
+def _predict(chosen, failed, emulate: bool) -> list[run.Result]:
     found = []
     for space, configs in chosen:
         found.append(predict_case(space, configs, failed, emulate, output.note))

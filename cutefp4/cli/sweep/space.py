@@ -108,11 +108,17 @@ def enumerate_space(target: Target, case: Case, given: dict[str, list[str]], ful
     for kind in kinds:
         axes = space.axes[kind] = axes_of(kind, given, full, target.base(kind, case))
         judged = _judge(target, case, kind, axes)
-        space.legal += judged.legal
+        fixed = {name: values[0] for name, values in axes.items() if name in NEVER_ILLEGAL and len(values) == 1}
+        space.legal += [replace(config, **fixed) for config in judged.legal] if fixed else judged.legal
         space.refused += judged.refused
         space.examples |= judged.examples
         space.tried += judged.tried
     return space
+
+
+NEVER_ILLEGAL = ("raster_group",)
+"""Fields whose positive values are all legal, whatever the others are; a heuristic sets them by the shape. Cases that
+differ in them share what was judged."""
 
 
 @dataclass
@@ -131,6 +137,8 @@ _judged: dict[tuple, _Judged] = {}
 def _judge(target: Target, case: Case, kind: type, axes: dict[str, tuple]) -> _Judged:
     # M, N and K decide nothing about legality beyond how D can be stored, except with few rows: cases share what was
     # judged.
+    fixed = {f.name: (f.default,) for f in fields(kind) if f.name in NEVER_ILLEGAL and len(axes[f.name]) == 1}
+    axes = axes | fixed
     request = target.request(case)
     shape = request.shape() if kind is SmallMConfig else replace(request.shape(), m=0, n=0, k=0)
     key = (target, kind, tuple(axes.items()), request.store(), shape)
