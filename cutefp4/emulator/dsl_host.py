@@ -34,6 +34,7 @@ _LAUNCH = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.c_void_p, _DIMS, _DIMS, _DIMS, ctypes.c_uint64, ctypes.POINTER(ctypes.c_void_p)
 )
 _ATTRIBUTE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int)
+_ERROR = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_char_p)
 
 _ptx_by_cubin: dict[bytes, str] = {}
 
@@ -105,13 +106,14 @@ class HostRuntime:
             _KERNEL(self._guard(self._find)),
             _LAUNCH(self._guard(self._run)),
             _ATTRIBUTE(attribute),
+            _ERROR(self._refuse),
         )
 
     def connect(self) -> None:
         self._library.host_runtime_connect(*self._callbacks)
 
     def disconnect(self) -> None:
-        self._library.host_runtime_connect(None, None, None, None)
+        self._library.host_runtime_connect(None, None, None, None, None)
 
     def raise_pending(self) -> None:
         """Raise what a launch raised, if anything."""
@@ -149,7 +151,12 @@ class HostRuntime:
         self._kernels[handle] = (self._images[library], name.decode())
         kernel[0] = handle
 
+    def _refuse(self, call: bytes, what: bytes) -> None:
+        self.pending = self.pending or EmulatorError(f"{call.decode()}: {what.decode()}")
+
     def _run(self, kernel: int, grid, block, cluster, shared_bytes: int, args) -> None:
+        if self.pending is not None:  # the call that failed before may have left this launch without its arguments
+            raise self.pending
         ptx, name = self._kernels[kernel]
         self._launch(ptx, name, tuple(grid[:3]), tuple(block[:3]), tuple(cluster[:3]), shared_bytes, args)
 
@@ -238,10 +245,10 @@ def load_object(runtime: HostRuntime, data: bytes, symbol: str, library_path: st
 def dsl_on_emulator(runtime: HostRuntime, library_path: str, arch: str, sms: int) -> Iterator[None]:
     """Inside, the DSL compiles for ``arch`` and launches on the emulator; everything is put back afterwards."""
     import cutlass.utils as utils
-    from cutlass.cutlass_dsl import CuTeDSL, cuda_jit_executor
+    from cutlass.cutlass_dsl import CuTeDSL, CuteExperimentalDSL, cuda_jit_executor
     from cutlass.utils import hardware_info
 
-    settings = CuTeDSL._get_dsl().envar
+    dialects = [dialect._get_dsl().envar for dialect in (CuTeDSL, CuteExperimentalDSL)]
     held = {
         "shared_libs": library_path,
         "keep_ptx": True,
@@ -254,7 +261,7 @@ def dsl_on_emulator(runtime: HostRuntime, library_path: str, arch: str, sms: int
         dump = stack.enter_context(tempfile.TemporaryDirectory(prefix="cutefp4-emulator-"))
         stack.enter_context(mock.patch.dict(os.environ, {"CUTE_DSL_LIBS": library_path}))
         for owner, name, value in (
-            *((settings, name, value) for name, value in (held | {"dump_dir": dump}).items()),
+            *((settings, name, value) for settings in dialects for name, value in (held | {"dump_dir": dump}).items()),
             (cuda_jit_executor.CudaDialectJitCompiledFunction, "num_devices", 1),
             (utils, "HardwareInfo", hardware),
             (hardware_info, "HardwareInfo", hardware),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import cutlass
 import cutlass.cute as cute
+import cutlass.experimental.cuda as cuda
 import pytest
 import torch
 from cutlass.cute.runtime import from_dlpack
+from cutlass.experimental import primitives
 from ptx import kernel
 
 from cutefp4 import emulator, quantize
@@ -65,6 +67,45 @@ def greeting(x: cutlass.Int32):
     greeting_kernel(x).launch(grid=[1, 1, 1], block=[32, 1, 1])
 
 
+@cute.experimental.kernel
+def negate_kernel(a: cute.Tensor, b: cute.Tensor):
+    tid, _, _ = cute.arch.thread_idx()
+    b[tid] = -a[tid]
+
+
+@cute.experimental.jit
+def negate(a: cute.Tensor, b: cute.Tensor):
+    negate_kernel(a, b).launch(grid=[1, 1, 1], block=[64, 1, 1])
+
+
+@cute.kernel
+def box_kernel(source: cutlass.GridConstant[cuda.TensorMap], box: cute.Tensor):
+    """One TMA load of a box (8, 16) whose first row is 4, written out as it lies in shared memory."""
+    tid, _, _ = cute.arch.thread_idx()
+    tile = cutlass.Array(cutlass.Float32, (8, 16), space=cutlass.AddressSpace.smem, alignment=128)
+    full = cutlass.Array(cutlass.Int64, 1, space=cutlass.AddressSpace.smem)
+    if tid == 0:
+        primitives.mbarrier_init(full, 1)
+    primitives.fence_mbarrier_init()
+    primitives.barrier_cta_sync(0)
+    if tid == 0:
+        primitives.mbarrier_arrive_expect_tx(full, 8 * 16 * 4)
+        primitives.cp_async_bulk_tensor_shared_cta_global(tile, source.get_ptr(), (16, 4), full)
+    while not primitives.mbarrier_try_wait_parity(full, 0, time_limit=1000):
+        pass
+    for i in cutlass.range(4):
+        element = tid + 32 * i
+        box[element // 16, element % 16] = tile[element // 16, element % 16]
+
+
+@cute.jit
+def load_box(x: cute.Tensor, box: cute.Tensor):
+    source = cuda.create_tensor_map_tiled_from_view(
+        x, box_dims=(8, 16), stride_order=(1, 0), swizzle=cuda.TensorMapSwizzle.none
+    )
+    box_kernel(source, box).launch(grid=[1, 1, 1], block=[32, 1, 1])
+
+
 def compile_and_call(function, tensors: list[torch.Tensor], *scalars, ffi: bool, options: str = ""):
     """Compiles for the tensors and calls once."""
     wrapped = [from_dlpack(t, enable_tvm_ffi=ffi) for t in tensors]
@@ -91,6 +132,34 @@ def test_several_kernels_run_in_order(ffi: bool):
     with emulator.device("sm_100a") as dev:
         compile_and_call(scale_twice, [a, b, c], cutlass.Float32(2), ffi=ffi)
         assert torch.equal(c, 4 * a) and dev.report().launches == 2
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_kernel_of_the_experimental_dialect(arch: str):
+    a, b = torch.arange(64, dtype=torch.float32), torch.zeros(64)
+    with emulator.device(arch):
+        tensors = [from_dlpack(t) for t in (a, b)]
+        cute.experimental.compile(negate, *tensors)(*tensors)
+    assert torch.equal(b, -a)
+
+
+@pytest.mark.parametrize("seed", [None, 1])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_tensor_map_that_the_host_function_asks_the_driver_for(arch: str, seed: int | None):
+    x, box = torch.arange(12 * 32, dtype=torch.float32).view(12, 32), torch.full((8, 16), torch.nan)
+    with emulator.device(arch, seed=seed):
+        compile_and_call(load_box, [x, box], ffi=False)
+    assert torch.equal(box, x[4:12, 16:32])
+
+
+def test_a_tensor_map_that_the_driver_would_refuse():
+    storage, box = torch.zeros(12 * 32 + 1), torch.zeros(8, 16)
+    with emulator.device("sm_90a") as dev:
+        with pytest.raises(EmulatorError, match="cuTensorMapEncodeTiled: global address is not a multiple of 16"):
+            compile_and_call(load_box, [storage[1:].view(12, 32), box], ffi=False)
+        assert dev.report().launches == 0
+        compile_and_call(load_box, [storage[:-1].view(12, 32), box], ffi=False)
+        assert dev.report().launches == 1
 
 
 @pytest.mark.parametrize("seed", [None, 1, 2])

@@ -29,6 +29,26 @@ def start() -> np.ndarray:
     return np.random.default_rng(4).integers(-64, 64, (1, 128, 128)).astype(np.float32).view(np.uint32)
 
 
+LANES_OF_THE_WARP = "shl.b32 %warplane, %warp, 21;"
+
+
+def test_a_warp_reads_its_own_lanes_if_the_address_names_none():
+    """As DeepGEMM's epilogues do: the hardware ignores the bits of the address that say which 32 lanes."""
+    text, before = kernel("", 2048, 128), start()
+    stored = text.replace("ld.param.u64 %row, [TMEM];", "ld.param.u64 %row, [TMEM]; mov.b32 %warplane, 0;", 1)
+    assert LANES_OF_THE_WARP in text
+    out = run(stored.replace(LANES_OF_THE_WARP, ""), [np.zeros(2048, np.uint8)], before, 1)
+    assert np.array_equal(out.reshape(128, 128), before[0])
+
+
+def test_a_warp_may_not_name_the_lanes_of_another():
+    text = kernel("", 2048, 128).replace(
+        LANES_OF_THE_WARP, "xor.b32 %warplane, %warp, 1; shl.b32 %warplane, %warplane, 21;"
+    )
+    with pytest.raises(emulator.KernelFault, match="lane 64: warp 3 may only access lanes 96..127"):
+        run(text, [np.zeros(2048, np.uint8)], start(), 1)
+
+
 def test_disabled_lanes_keep_their_values():
     masks = [0x0000FFFF, 0, 0x80000001, 0xFFFFFFFF]
     setup = "".join(f"  mov.b32 %r{i}, {mask};\n" for i, mask in enumerate(masks))

@@ -10,10 +10,9 @@
 #include <string.h>
 
 #include "runtime_names.h"
+#include "tensormap.h"
 
-#define EXPORT __attribute__((visibility("default")))
-
-enum { SUCCESS = 0, LAUNCH_FAILURE = 719, NO_DEVICE = 100, NOT_SUPPORTED = 801 };
+enum { SUCCESS = 0, INVALID_VALUE = 1, LAUNCH_FAILURE = 719, NO_DEVICE = 100, NOT_SUPPORTED = 801 };
 enum { ATTRIBUTE_MAX_DYNAMIC_SHARED = 97, ATTRIBUTE_SM_COUNT = 16, ATTRIBUTE_MAJOR = 75, ATTRIBUTE_MINOR = 76 };
 enum { LAUNCH_ATTRIBUTE_CLUSTER = 4 };
 
@@ -31,17 +30,20 @@ typedef int (*KernelFn)(void **kernel, void *library, const char *name);
 typedef int (*LaunchFn)(void *kernel, const uint32_t *grid, const uint32_t *block, const uint32_t *cluster,
                         uint64_t shared_bytes, void **args);
 typedef int (*AttributeFn)(int attribute);
+typedef void (*ErrorFn)(const char *call, const char *what);
 
 static LoadFn load_library;
 static KernelFn find_kernel;
 static LaunchFn launch_kernel;
 static AttributeFn device_attribute;
+static ErrorFn host_error;
 
-EXPORT void host_runtime_connect(LoadFn load, KernelFn kernel, LaunchFn launch, AttributeFn attribute) {
+EXPORT void host_runtime_connect(LoadFn load, KernelFn kernel, LaunchFn launch, AttributeFn attribute, ErrorFn error) {
     load_library = load;
     find_kernel = kernel;
     launch_kernel = launch;
     device_attribute = attribute;
+    host_error = error;
 }
 
 EXPORT int _cudaLibraryLoadData(void **library, const void *image) {
@@ -97,6 +99,22 @@ EXPORT int _cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, void *k, 
     *blocks = 1;
     return SUCCESS;
 }
+
+/* Tensor maps that the host code has the driver encode, instead of writing their bits itself. */
+EXPORT int _cuTensorMapEncodeTiled(void *map, uint32_t type, uint32_t rank, void *address, const uint64_t *dims,
+                                   const uint64_t *strides, const uint32_t *box, const uint32_t *element_strides,
+                                   uint32_t interleave, uint32_t swizzle, uint32_t l2_promotion, uint32_t fill) {
+    const char *wrong = tensormap_encode(map, type, rank, (uintptr_t)address, dims, strides, box, element_strides,
+                                         interleave, swizzle, fill);
+    (void)l2_promotion;
+    if (wrong && host_error) host_error("cuTensorMapEncodeTiled", wrong);
+    return wrong ? INVALID_VALUE : SUCCESS;
+}
+
+/* NVIDIA's ends the process. Ours goes on: the failed call has told the emulator, which launches nothing any more and
+ * raises when the host function returns. */
+EXPORT void cuda_dialect_assert_success(int error) { (void)error; }
+EXPORT void cuda_dialect_print_on_error(int error) { (void)error; }
 
 /* TVM-FFI wrappers: load the module's binary once, then once per device. */
 EXPORT int cuda_dialect_init_library_once(void **state, int (*init)(void **), int (*load)(void **, int),

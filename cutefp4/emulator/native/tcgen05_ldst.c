@@ -36,6 +36,9 @@ static int decode(Machine *m, const Warp *w, const Instr *ins, u32 mask, u32 add
     a->col0 = tmem_column(address);
     a->columns = (u32)ldst_columns(a->shape, repeat) << a->pack;
     u32 rows = a->shape == SHAPE_32X32B ? 32 : 16, first = 32 * (w->index % 4);
+    /* The hardware does not look at the bits that say which 32 lanes: programs may leave them 0 in every warp. Other
+     * lanes than the warp's own are a mistake. */
+    if (a->lane0 < 32) a->lane0 += first;
     if (a->lane0 % rows || a->lane0 < first || a->lane0 + rows > first + 32)
         return finding(m, w, ins, lowest_lane(mask), F_TCGEN05_OPERAND, address, "lane %u: warp %u may only access lanes %u..%u, from "
                        "a multiple of %u", a->lane0, w->index, first, first + 31, rows);

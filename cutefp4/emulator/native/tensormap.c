@@ -104,6 +104,43 @@ const char *tensormap_replace(uint8_t *bytes, int field, int ord, uint64_t value
     }
 }
 
+const char *tensormap_encode(uint8_t *bytes, uint32_t type, uint32_t rank, uint64_t address, const uint64_t *dims,
+                             const uint64_t *strides, const uint32_t *box, const uint32_t *element_strides,
+                             uint32_t interleave, uint32_t swizzle, uint32_t fill) {
+    /* The driver's numbers of element types; 11 and 12 are tf32, rounded on the way in. */
+    static const int8_t code[16] = {MAP_U8, MAP_U16, MAP_U32, MAP_S32, MAP_U64, MAP_S64, MAP_F16, MAP_F32, MAP_F64, MAP_BF16,
+                                    MAP_F32_FTZ, MAP_F32, MAP_F32_FTZ, MAP_U4, MAP_U4_PADDED, MAP_U6_PADDED};
+    TensorMap decoded;
+    const char *wrong = NULL;
+    if (rank < 1 || rank > 5) return "rank outside 1..5";
+    if (type > 15) return "unknown element type";
+    if (swizzle > 4) return "swizzle atom other than 16 bytes, or 32 bytes with 128B swizzle";
+    if (fill > 1) return "unknown fill mode";
+    memset(bytes, 0, 128);
+    put_bits(bytes, 0, 64, address);
+    put_bits(bytes, 68, 3, rank - 1);
+    put_bits(bytes, 71, 4, (uint64_t)code[type]);
+    put_bits(bytes, 77, 2, swizzle > 3 ? 3 : swizzle);
+    put_bits(bytes, 79, 1, fill);
+    put_bits(bytes, 80, 1, type == 11 || type == 12);
+    put_bits(bytes, 83, 2, swizzle > 3);
+    for (int i = 0; i < (int)rank && !wrong; i++) {
+        if (dims[i] == 0 || dims[i] > 1ull << 32) wrong = "global dimension is outside 1..2^32";
+        else if (i && strides[i - 1] >> 40) wrong = "global stride is 2^40 bytes or more";
+        else if (!(wrong = tensormap_replace(bytes, FIELD_BOX_DIM, i, box[i])))
+            wrong = tensormap_replace(bytes, FIELD_ELEMENT_STRIDE, i, element_strides[i]);
+        tensormap_replace(bytes, FIELD_GLOBAL_DIM, i, dims[i]);
+        if (i && !wrong) wrong = tensormap_replace(bytes, FIELD_GLOBAL_STRIDE, i - 1, strides[i - 1]);
+    }
+    if (!wrong) wrong = tensormap_replace(bytes, FIELD_INTERLEAVE, 0, interleave);
+    if (!wrong) wrong = tensormap_decode(bytes, &decoded);
+    if (wrong) return wrong;
+    /* What the driver notes besides: bytes of a box, and where it must start in shared memory. */
+    put_bits(bytes, 512, 64, box_transaction_bytes(&decoded));
+    put_bits(bytes, 576, 64, swizzle > 3 ? 1024 : swizzle ? 128u << swizzle : 16);
+    return NULL;
+}
+
 uint32_t box_rows(const TensorMap *m) { return m->box[1] * m->box[2] * m->box[3] * m->box[4]; }
 uint32_t box_row_bytes(const TensorMap *m) { return m->box[0] * (uint32_t)m->smem_bits / 8; }
 uint32_t box_row_pitch(const TensorMap *m) {

@@ -38,6 +38,10 @@ enum MapField {
 
 /* Returns NULL, or what is wrong with the descriptor. */
 EXPORT const char *tensormap_decode(const uint8_t *bytes, TensorMap *map);
+/* Writes the 128 bytes; arguments as of the driver's cuTensorMapEncodeTiled. NULL, or why the tensor is refused. */
+EXPORT const char *tensormap_encode(uint8_t *bytes, uint32_t type, uint32_t rank, uint64_t address, const uint64_t *dims,
+                                    const uint64_t *strides, const uint32_t *box, const uint32_t *element_strides,
+                                    uint32_t interleave, uint32_t swizzle, uint32_t fill);
 /* value is the operand of the instruction; NULL, or why the value is refused. */
 EXPORT const char *tensormap_replace(uint8_t *bytes, int field, int ordinal, uint64_t value);
 
