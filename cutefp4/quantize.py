@@ -114,11 +114,11 @@ def quantize_grouped(
         "quantize_grouped",
         backends.choose(x.device, backend),
         x.detach(),
-        offs,
+        offs.contiguous(),
         recipe,
         rowwise=rowwise,
         columnwise=columnwise,
-        amax=amax,
+        amax=None if amax is None else amax.contiguous(),
         **random_state(seed, offset),
     )
     return NVFP4GroupedTensor(*copies, recipe)

@@ -50,6 +50,7 @@ def quantizer_options(
     check_random_state(recipe, *state)
     if check_finite:
         require_finite(x)
+    amaxes = tuple(None if amax is None else amax.contiguous() for amax in amaxes)
     names = ("rowwise", "columnwise", "amax", "columnwise_amax")
     return {**dict(zip(names, (*copies, *amaxes), strict=True)), **random_state(*state)}
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import cutefp4
-from cutefp4 import QuantRecipe, named_recipe, reference
+from cutefp4 import QuantRecipe, emulator, named_recipe, reference
 from cutefp4.reference import rel_l2
 from tests.cases import end_offsets, matrix
 from tests.compare import assert_same_bits, assert_same_operand
@@ -56,6 +56,28 @@ def test_quantize_takes_amaxes_and_device_random_state():
     assert_same_copies(actual, expected)
     assert_same_bits(actual.rowwise.amax, amax)
     assert_same_bits(actual.columnwise.amax, columnwise_amax)
+
+
+@pytest.mark.parametrize("arch", ["sm_90a", "sm_100a"])
+def test_amaxes_and_offsets_may_have_strides(arch):
+    """Every second element of a tensor, and one value for all rows without a copy of it."""
+    recipe = QuantRecipe(scaling="token")
+    x, spread = matrix(48, 64, seed=3), torch.full((2, 64, 2), torch.nan)
+    spread[0, :48, 0], spread[1, :, 0] = x.float().abs().amax(1), x.float().abs().amax(0)
+    rows, columns = spread[0, :48, 0], spread[1, :, 0]
+    one = x.float().abs().max()
+    offs = torch.tensor([16, 99, 48, 99], dtype=torch.int32)
+    with emulator.device(arch, sms=2):
+        for amax, columnwise_amax in ((rows, columns), (one.expand(48), one.expand(64))):
+            options = {"columnwise": True, "amax": amax, "columnwise_amax": columnwise_amax}
+            expected, actual = (
+                cutefp4.quantize(x, recipe, **options),
+                cutefp4.quantize(x, recipe, backend="emulator", **options),
+            )
+            assert_same_operand(actual.rowwise, expected.rowwise)
+            assert_same_operand(actual.columnwise, expected.columnwise)
+        grouped = cutefp4.quantize_grouped(x, offs[::2], recipe, amax=rows, backend="emulator")
+    assert_same_operand(grouped.rowwise, cutefp4.quantize_grouped(x, offs[::2].contiguous(), recipe, amax=rows).rowwise)
 
 
 def test_quantize_does_not_enter_autograd():
