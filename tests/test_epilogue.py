@@ -1,13 +1,38 @@
 """Composed epilogues and 16-bit activations through the public functions, on the reference and in the emulator."""
 
+import contextlib
+import math
+
 import pytest
 import torch
 
 import cutefp4
 from cutefp4 import QuantRecipe, emulator, ops
-from cutefp4.epilogue import Column, Row, RowAmax, Scalar, Store, SwigluPair, Tile, fma, gelu, relu, unary
+from cutefp4.config import Sm90Config
+from cutefp4.config_sm100 import Sm100Config
+from cutefp4.config_small_m import SmallMConfig
+from cutefp4.epilogue import (
+    Column,
+    Row,
+    RowAmax,
+    Scalar,
+    Store,
+    SwigluPair,
+    Tile,
+    default_epilogue,
+    fma,
+    gelu,
+    maximum,
+    minimum,
+    relu,
+    unary,
+)
+from cutefp4.epilogue.trace import RESERVED
 from cutefp4.errors import OperandError, UnsupportedError
 from cutefp4.format import gemm_constant
+from cutefp4.gemm_plan import Sm90GemmPlan
+from cutefp4.gemm_plan_sm100 import Sm100GemmPlan
+from cutefp4.gemm_plan_small_m import Sm90SmallMPlan
 from cutefp4.reference.gemm import fma as fma_oracle
 from tests.cases import matrix
 from tests.compare import assert_same_bits
@@ -98,6 +123,74 @@ def test_kernels_equal_the_reference(seed, recipe):
             assert_same_bits(got, want.to(got.dtype))
             for name in expected:
                 assert_same_bits(mine[name], expected[name])
+
+
+ZEROS = torch.tensor([0.0, -0.0, 1.0, -1.0, torch.inf, -torch.inf, torch.nan, 1e-40, -1e-40])
+
+
+@pytest.mark.parametrize("arch", [None, "sm_90a", "sm_100a"])
+def test_the_larger_zero_is_the_positive_one(arch):
+    """relu(-0) is +0; max and min order the zeros, whichever comes first, and NaN wins."""
+
+    @cutefp4.epilogue
+    def orders(z, s: Tile(), t: Tile()):
+        stores = {"most": maximum(s, t), "least": minimum(s, t), "squares": unary("relu2", s), "step": relu(s * t)}
+        return relu(s), *(Store(value, "float32", name) for name, value in stores.items())
+
+    a, b = pair()
+    s = ZEROS.repeat(M * N // 9 + 1)[: M * N].view(M, N)
+    t = ZEROS.repeat_interleave(9).repeat(M * N // 81 + 1)[: M * N].view(M, N)
+    sinks = {name: torch.full((M, N), torch.nan) for name in ("most", "least", "squares", "step")}
+    with emulator.device(arch, sms=2) if arch else contextlib.nullcontext():
+        d = cutefp4.gemm(
+            a, b, epilogue=orders, tensors={"s": s, "t": t, **sinks}, out_dtype=torch.float32,
+            backend="emulator" if arch else None,
+        )  # fmt: skip
+
+    def larger(x: float, y: float) -> float:
+        return math.nan if math.isnan(x) or math.isnan(y) else max(x, y, key=lambda v: (v, math.copysign(1, v)))
+
+    pairs = list(zip(s.flatten().tolist(), t.flatten().tolist(), strict=True))
+    most, least, step = ([f(x, y) for x, y in pairs] for f in (
+        larger, lambda x, y: -larger(-x, -y), lambda x, y: larger(x * y, 0.0)
+    ))  # fmt: skip
+    ramp = [larger(x, 0.0) for x, _ in pairs]
+    wanted = {"most": most, "least": least, "step": step, "squares": [x * x for x in ramp], "d": ramp}
+    for name, values in wanted.items():
+        got, want = (sinks | {"d": d})[name], torch.tensor(values).view(M, N)
+        assert torch.equal(got.isnan(), want.isnan())
+        assert_same_bits(got.nan_to_num(0, torch.inf, -torch.inf), want.nan_to_num(0, torch.inf, -torch.inf), name)
+
+
+@pytest.mark.parametrize("arch", [None, "sm_90a", "sm_100a"])
+def test_a_function_may_ignore_the_product(arch):
+    @cutefp4.epilogue
+    def copy(z, t: Tile("bfloat16")):
+        return 2.0 * t
+
+    t = torch.randn(M, N, generator=torch.Generator().manual_seed(1)).bfloat16()
+    options = {"backend": "emulator"} if arch else {}
+    with emulator.device(arch, sms=2) if arch else contextlib.nullcontext():
+        assert_same_bits(cutefp4.gemm(*pair(), epilogue=copy, tensors={"t": t}, **options), 2 * t)
+
+
+def storing(name: str):
+    return lambda z: (z, Store(z, "float32", name))
+
+
+def test_names_of_the_kernels_own_tensors_are_reserved():
+    tree = default_epilogue(1.0)
+    plans = (
+        Sm90GemmPlan("sm_90a", Sm90Config(staged=True, decode_groups=0, stream_k=True), tree),
+        Sm90SmallMPlan("sm_90a", SmallMConfig(), tree),
+        Sm100GemmPlan("sm_100a", Sm100Config(splits=2), tree),
+    )
+    leaves = {leaf.name for leaf in tree.leaves()}
+    own = set().union(*(plan.tensor_names() for plan in plans)) - leaves
+    assert own | {"d_scales"} == set(RESERVED)
+    for name in RESERVED:
+        with pytest.raises(OperandError, match=f"tensors named {name}; accepted: names other than"):
+            cutefp4.epilogue(storing(name))
 
 
 def test_swiglu_halves_the_columns():

@@ -109,7 +109,7 @@ class Tile(Leaf):
 
 @dataclass(frozen=True)
 class Binary(Node):
-    """add, sub, mul, div, max, min: one fp32 operation."""
+    """add, sub, mul, div, max, min: one fp32 operation. max and min: NaN if one side is NaN; -0 is less than +0."""
 
     op: str
     left: Node

@@ -45,19 +45,27 @@ def epilogue(function: Callable) -> Epilogue:
             "an expression, or (expression, Store | RowAmax | ColumnAmax, ...)",
             "return D's expression first",
         )
-    return _registered(Epilogue(out, tuple(sinks)), first.name == "z")
+    return _registered(Epilogue(out, tuple(sinks)))
 
 
 _FIRST = {"z": Scaled, "acc": Accumulator}
 _REGISTERED: dict[str, Epilogue] = {}
 
+RESERVED = ("d", "d_scales", "partials", "counters", "staged")
+"""What plans call a kernel's own tensors."""
 
-def _registered(tree: Epilogue, of_z: bool) -> Epilogue:
+
+def _registered(tree: Epilogue) -> Epilogue:
+    of_z = any(isinstance(node, Scaled) for node in tree.nodes())
     arguments = tuple((node.name, node) for node in (*tree.leaves(), *tree.sinks))
     names = [name for name, _ in arguments] + (["alpha_a", "alpha_b"] if of_z else [])
     if len(set(names)) != len(names):
         fix = "rename one; alpha_a and alpha_b are part of z" if of_z else "rename a sink"
         raise OperandError(f"epilogue names {names}", "a different name for every tensor", fix)
+    taken = sorted(set(names) & set(RESERVED))
+    if taken:
+        other = f"names other than {', '.join(RESERVED)}, which the kernels use"
+        raise OperandError(f"epilogue tensors named {', '.join(taken)}", other, "rename them")
     for outer, inner in ((node, child) for node in tree.nodes() for child in node.children()):
         # An NVFP4 D may be made of pairs, and have their amax measured.
         of_pairs = isinstance(inner, SwigluPair) and tree.quantizes() and isinstance(outer, (Nvfp4, RowAmax))

@@ -3,7 +3,7 @@
 Transcendental ones are evaluated in fp64 and rounded once to fp32, which makes them the same on every device; a kernel
 that uses the hardware's exp is compared with a tolerance of a few fp32 ulps before the final cast.
 
-    relu   max(z, 0), NaN stays NaN
+    relu   max(z, 0), NaN stays NaN, -0 becomes +0
     relu2  fl(r * r), r = relu(z)
     gelu   fl(z * Phi(z)) = fl(z / 2 * erfc(-z / sqrt(2)))      (the erf form)
     silu   fl(z / (1 + exp(-z)))
@@ -20,12 +20,12 @@ from cutefp4.errors import OperandError
 
 def relu(z: torch.Tensor) -> torch.Tensor:
     """max(z, 0) in fp32."""
-    return torch.relu(z)
+    return torch.relu(z) + 0.0  # torch keeps -0, of which +0 is the larger one
 
 
 def relu2(z: torch.Tensor) -> torch.Tensor:
     """fl(max(z, 0) ** 2)."""
-    r = torch.relu(z)
+    r = relu(z)
     return r * r
 
 

@@ -16,7 +16,7 @@ from cutefp4.epilogue import Epilogue, Node
 from cutefp4.format import gemm_constant
 from cutefp4.operand import Nvfp4Operand
 from cutefp4.reference.accumulator import gemm_accumulator
-from cutefp4.reference.activation import ACTIVATIONS, silu
+from cutefp4.reference.activation import ACTIVATIONS, relu, silu
 from cutefp4.reference.gemm import fma
 from cutefp4.reference.quantize import quantize
 
@@ -28,7 +28,7 @@ def relu_grad(x: torch.Tensor) -> torch.Tensor:
 
 def relu2_grad(x: torch.Tensor) -> torch.Tensor:
     """2 * max(x, 0)."""
-    return 2.0 * torch.relu(x)
+    return 2.0 * relu(x)
 
 
 def gelu_grad(x: torch.Tensor) -> torch.Tensor:
@@ -45,6 +45,16 @@ def silu_grad(x: torch.Tensor) -> torch.Tensor:
     return (s + wide * s * (1 - s)).float()
 
 
+def maximum(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """The larger one, NaN if one of them is; +0 is larger than -0."""
+    return torch.where((x == 0) & (y == 0), x + y, torch.maximum(x, y))
+
+
+def minimum(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """The smaller one, NaN if one of them is; -0 is smaller than +0."""
+    return -maximum(-x, -y)
+
+
 UNARY = {
     **ACTIVATIONS,
     "relu_grad": relu_grad,
@@ -58,8 +68,8 @@ BINARY = {
     "sub": torch.sub,
     "mul": torch.mul,
     "div": torch.div,
-    "max": torch.maximum,
-    "min": torch.minimum,
+    "max": maximum,
+    "min": minimum,
 }
 
 
