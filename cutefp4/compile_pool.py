@@ -173,10 +173,12 @@ def compile_in_processes(
     threads = [threading.Thread(target=serve, name=f"cutefp4-compile-{i}", daemon=True) for i in range(workers)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join(None if deadline == math.inf else max(0.0, deadline - time.monotonic()))
-    for worker in started if any(thread.is_alive() for thread in threads) else ():
-        worker.kill()
+    try:
+        for thread in threads:
+            thread.join(None if deadline == math.inf else max(0.0, deadline - time.monotonic()))
+    finally:  # the deadline, or Ctrl-C, which the workers themselves ignore
+        for worker in started if any(thread.is_alive() for thread in threads) else ():
+            worker.kill()
     for thread in threads:
         thread.join()
     return [outcome or Outcome(plan, False, 0.0, NO_TIME) for plan, outcome in zip(plans, outcomes, strict=True)]

@@ -127,6 +127,23 @@ def test_sweep_table():
     assert "| 8, 16, 32 | w4a4 TN te none | 3 | 9.00 | 10.0 | 11.1 % | 95 % | 70 % | 168 | fast | own |" in text
 
 
+def test_sweep_plot_and_section(tmp_path):
+    """From the committed sweep of five shapes: its table, its plot, and all five products."""
+    committed = newest(RESULTS)["nvidia-h200"]["sweep"]
+    five = {"1x7168x16384", "128x4096x4096", "4096x4096x4096", "8192x8192x8192", "16384x7168x2048"}
+    assert {case["case"].split()[2] for case in committed["cases"]} == five
+    for case in committed["cases"]:
+        assert any(row["heuristic"] for row in case["rows"]) and case["winner"]
+        assert all("bit-equal" in row["check"] and row["spills"] == 0 for row in case["rows"])
+    points = report.sweep_points(committed)
+    assert {p.series for p in points} >= {"cutefp4, best", "cuBLAS bf16"} and len(points) >= 10
+    text = (ROOT / "perf" / "README.md").read_text()
+    assert "### Sweep of configurations" in text and f"results/nvidia-h200/{report.SWEEP_PLOT}" in text
+    (tmp_path / "nvidia-h200").mkdir()
+    written = report.write_plots(tmp_path, {"nvidia-h200": {"sweep": committed}})
+    assert [path.name for path in written] == [report.SWEEP_PLOT] and written[0].stat().st_size < 100_000
+
+
 def test_other_tables():
     session = Session("linear-step", say=lambda _: None)
     for variant, median in {"bf16": 300.0, "te": 200.0, "te, quantise only": 50.0}.items():

@@ -232,6 +232,8 @@ def test_the_emulator_checks_predictions(monkeypatch):
         (("--arch", "sm_90a", "--kind", "w4a16", "--epilogue", "accumulate"), "without add or accumulate"),
         (("--arch", "sm_90a", "--recipe", "none"), "per_token"),
         (("--arch", "sm_90a", "--check", "twice"), "emulator"),
+        (("--arch", "sm_90a", "--csv", "/proc/nothing/t.csv"), "a file that can be written"),
+        (("--arch", "sm_90a", "--out", "/proc/nothing"), "a file that can be written"),
     ],
 )
 def test_mistakes_are_explained(arguments, word):
@@ -316,6 +318,7 @@ def test_the_whole_command_on_an_emulated_gpu(emulated_gpu, tmp_path):
     assert [entry.config for entry in tuned.read("tuned.json")]
     (kept,) = tmp_path.glob("results/*/*-sweep.json")
     assert json.loads(kept.read_text())["cases"] == data["cases"]
+    assert len(kept.with_suffix(".csv").read_text().splitlines()) == 5
     again = invoke(*WHOLE, *FILES, "--resume", "--json")
     assert again.exit_code == 0 and json.loads(again.stdout)["cases"] == data["cases"]
     assert "configurations, " not in again.stderr

@@ -59,6 +59,8 @@ def test_operands_must_fit_the_configuration():
     assert "a shared operand of 16 bits needs no decoding" in sm90_problems(Sm90Config(), W4A4[0], sixteen)[0]
     shallow = replace(sm90.WIDE, staged=True, fragment_registers=32, mma_stages=2)
     operands = Sm90Operand(128), Sm90Operand(256, 16, "none")
+    assert any("ptxas serialises" in p for p in sm90_problems(replace(shallow, mma_stages=4), *operands))
+    assert sm90_problems(replace(shallow, mma_stages=4, fragment_registers=16), *operands) == []
     assert "2 stages are read by running wgmma; mma_stages=2" in sm90_problems(shallow, *operands)
     two = replace(Sm90Config(), decode_groups=2)
     assert any("compact" in p for p in sm90_problems(two, Sm90Operand(256, 4, "compact"), W4A4[1]))

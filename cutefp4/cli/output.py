@@ -14,7 +14,8 @@ from cutefp4.errors import UnsupportedError
 FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
 """Exit codes: a check failed, the user made a mistake, Ctrl-C."""
 
-PIPE_WIDTH = 160
+PIPE_WIDTH = 400
+"""Of what goes into a pipe or a file: a line of a table stays one line, so that grep finds whole rows."""
 
 
 def console() -> Console:
@@ -31,6 +32,29 @@ def print_json(data: Any) -> None:
     print(json.dumps(data, indent=1))
 
 
+def require_writable(*paths: Path | None) -> None:
+    """Refuse now what could not be written after minutes of work. What is there stays as it is.
+
+    Raises:
+        UnsupportedError: one of the paths that are not None cannot be written.
+    """
+    for path in paths:
+        if path is None:
+            continue
+        there = path.exists()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.open("a").close()
+            if not there:
+                path.unlink()
+        except OSError as error:
+            raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> UnsupportedError:
+    return UnsupportedError(f"{path}: {error}", "a file that can be written", "choose another place")
+
+
 def write_text(path: Path, text: str) -> Path:
     """Write a file that the user named.
 
@@ -41,5 +65,5 @@ def write_text(path: Path, text: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     except OSError as error:
-        raise UnsupportedError(f"{path}: {error}", "a file that can be written", "choose another place") from error
+        raise _unwritable(path, error) from error
     return path

@@ -10,10 +10,12 @@ import pytest
 from cutefp4 import compile as kernel_cache
 from cutefp4 import gemm_choice_sm90 as choice
 from cutefp4.budget_sm90 import with_most_stages
+from cutefp4.config import Sm90Config
 from cutefp4.epilogue import default_epilogue
 from cutefp4.format import gemm_constant
 from cutefp4.gemm_plan import Sm90GemmPlan
 from cutefp4.heuristics import sm90
+from cutefp4.legality_sm90 import sm90_problems
 from cutefp4.sass import disassemble
 
 PLANS = {
@@ -41,6 +43,17 @@ def test_code_has_no_spills_and_wgmma_is_not_serialised(name):
     assert wgmma == [str(config.tile_n)] * (4 * config.k_blocks * config.m_atoms)
     # ptxas waits for each wgmma in turn (DEPBAR to 0) where it cannot prove that none of their registers is touched.
     assert len(re.findall(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x0", code)) == 1
+
+
+def test_the_predicate_refuses_what_ptxas_serialises():
+    """If a newer ptxas does not, the predicate can be relaxed; two tiles of 64 rows and 16 registers are fine."""
+    case = {"k_blocks": 2, "tile_n": 64, "mma_stages": 4, "steps_per_group": 2, "decode_groups": 0, "staged": True}
+    for tile_m, registers, serialised in ((128, 32, True), (128, 16, False), (256, 32, False)):
+        config = Sm90Config(tile_m=tile_m, fragment_registers=registers, **case)
+        operands = sm90.GemmShape(8192, 8192, 8192).operands(config)
+        assert bool(sm90_problems(config, *operands)) == serialised
+        code = disassemble(kernel_cache.artifacts(Sm90GemmPlan("sm_90a", config, default_epilogue(1.0))).cubin)
+        assert (len(re.findall(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x0", code)) > 1) == serialised
 
 
 EPILOGUES = {

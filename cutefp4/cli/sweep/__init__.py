@@ -84,7 +84,7 @@ def sweep(
     budget: Annotated[float, typer.Option(help="Seconds, shared by the cases; 0: no limit.")] = 0,
     out: Annotated[
         Path | None,
-        typer.Option(help="Also keep the JSON as DEVICE/DATE-sweep.json there, for `cutefp4 bench report`."),
+        typer.Option(help="Also keep DEVICE/DATE-sweep.json and .csv there, for `cutefp4 bench report`."),
     ] = None,
     results: Annotated[Path, typer.Option(help="Where measured rows are kept, line by line.")] = RESULTS,
     resume: Annotated[bool, typer.Option("--resume", help="Do not repeat what --results holds.")] = False,
@@ -108,6 +108,7 @@ def sweep(
         raise OperandError(
             f"--save with predictions for {arch}", "a GPU of that kind", "only what was measured is kept in a table"
         )
+    output.require_writable(save, csv, plot, html, None if out is None else out / "sweep")
     shapes = parse(shape or list(FIVE), tokens)
     cases = [Case(name, *sizes, kind, recipe, epilogue) for sizes in shapes for name in layout.split(",")]
     given = _axes(set_ or [])
@@ -214,11 +215,12 @@ def _predict(chosen, failed, emulate: bool) -> list[run.Result]:
 
 
 def _keep(found: list[run.Result], out: Path | None) -> None:
-    """The document for `cutefp4 bench report`."""
+    """What `cutefp4 bench report` reads, and the same rows as CSV."""
     if out is not None:
         now = environment()
-        document = json.dumps(report.as_json(found, now), indent=1) + "\n"
-        output.write_text(out / slug(now["device"]) / f"{now['time'][:10]}-sweep.json", document)
+        path = out / slug(now["device"]) / f"{now['time'][:10]}-sweep.json"
+        output.write_text(path, json.dumps(report.as_json(found, now), indent=1) + "\n")
+        output.write_text(path.with_suffix(".csv"), report.as_csv(found))
 
 
 def _report(found: list[run.Result], as_json: bool, csv, plot, html) -> None:
