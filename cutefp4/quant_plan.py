@@ -5,6 +5,7 @@ CastTilesPlan   128x128 tiles: either copy or both from one read, 16x16 blocks, 
 AmaxPlan        outer amaxes: tensor, rows, columns in one read
 AmaxPartialsPlan    outer amax of a small tensor, in parts that its cast combines
 HadamardAmaxPlan    outer amaxes of the transformed columnwise copy
+GroupMapPlan    where the tiles of row groups lie
 RmsnormPlan     RMSNorm of rows, with or without their cast in the same read
 DequantizePlan  codes back to values
 """
@@ -262,6 +263,22 @@ class HadamardAmaxPlan(Plan):
     raw: str = "none"
     paired: bool = True
     grouped: bool = False
+
+
+MAP_WORDS = 8
+"""int32 words that say where one tile of row groups lies."""
+
+
+@dataclass(frozen=True)
+class GroupMapPlan(Plan):
+    """The map of the tiles of row groups at device-resident offsets.
+
+    Attributes:
+        clears: amaxes that other kernels will raise are cleared by the way.
+    """
+
+    builder: ClassVar[str] = "cutefp4.kernels.quantize.group_map:build"
+    clears: bool
 
 
 @dataclass(frozen=True)

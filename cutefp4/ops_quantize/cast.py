@@ -8,7 +8,7 @@ from cutefp4 import compile as kernel_cache
 from cutefp4.format import BLOCK
 from cutefp4.launch import Operator, arch_of, sm_count
 from cutefp4.ops_quantize.amax import are_partial
-from cutefp4.ops_quantize.launches import DTYPES, gated_width, no_random, recipe_of, remembered, unused, width
+from cutefp4.ops_quantize.launches import DTYPES, gated_width, no_map, no_random, recipe_of, remembered, unused, width
 from cutefp4.quant_plan import BYTES, BlockMath, CastRowsPlan, CastTilesPlan, row_shape
 from cutefp4.recipe import QuantRecipe
 
@@ -82,22 +82,22 @@ def _tiles_plan(text: str, dtype, copies: tuple, vector: int, partial: bool, gro
     return plan, recipe.rht_sign_mask
 
 
-def _cast_tiles(x, text: str, row, column, row_scales, column_scales, row_amax, column_amax, random, offs) -> None:
+def _cast_tiles(x, text: str, row, column, row_scales, column_scales, row_amax, column_amax, random, places) -> None:
     device = x.device
     copies = (row is not None, column is not None)
     partial = bool(x.shape[1] % BLOCK)
-    key = (text, x.dtype, copies, width(x, partial), partial, offs is not None, device)
+    key = (text, x.dtype, copies, width(x, partial), partial, places is not None, device)
     plan, mask = remembered(_tiles_plan, *key)
     empty = unused(device, torch.uint8)
     outputs = [empty if t is None else t.view(-1) for t in (row, row_scales, column, column_scales)]
     stride = column.shape[1] if copies[1] else 0
     random = no_random(device) if random is None else random
-    offs = unused(device, torch.int32) if offs is None else offs
-    kernel_cache.get(plan)(x, *outputs, row_amax.view(-1), column_amax.view(-1), random, offs, mask, stride)
+    places = no_map(device) if places is None else places
+    kernel_cache.get(plan)(x, *outputs, row_amax.view(-1), column_amax.view(-1), random, places, mask, stride)
 
 
 cast_tiles = Operator(
     "cast_tiles(Tensor x, str recipe, Tensor(a!)? row_codes, Tensor(b!)? column_codes, Tensor(c!)? row_scales, "
-    "Tensor(d!)? column_scales, Tensor row_amax, Tensor column_amax, Tensor? random, Tensor? offs) -> ()",
+    "Tensor(d!)? column_scales, Tensor row_amax, Tensor column_amax, Tensor? random, Tensor? places) -> ()",
     _cast_tiles,
 )

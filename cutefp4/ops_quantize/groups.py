@@ -6,7 +6,7 @@ import torch
 
 from cutefp4.format import BLOCK
 from cutefp4.operand import Nvfp4GroupedOperand
-from cutefp4.ops_quantize.amax import outer_amaxes
+from cutefp4.ops_quantize.amax import RowGroups, outer_amaxes
 from cutefp4.ops_quantize.cast import cast_tiles
 from cutefp4.ops_quantize.launches import check_rows, recipe_text
 from cutefp4.ops_quantize.outputs import random_state
@@ -34,7 +34,8 @@ def quantize_grouped(
     seed: int | torch.Tensor = 0,
     offset: int | torch.Tensor = 0,
 ) -> tuple[Nvfp4GroupedOperand | None, Nvfp4GroupedOperand | None]:
-    """Quantise row groups at device-resident offsets, without a host sync: one launch measures, one casts.
+    """Quantise row groups at device-resident offsets, without a host sync: one launch maps the tiles of all groups, one
+    measures, one casts.
 
     Arguments and results are those of `cutefp4.reference.grouped.quantize_grouped`.
     """
@@ -47,8 +48,8 @@ def quantize_grouped(
     if amax is not None:
         amax = _without_empty(amax, offs, recipe, total)
     random = random_state(x, recipe, seed, offset)
-    given = (amax, None)
-    amaxes = outer_amaxes(x, recipe, (rowwise, columnwise), given, groups, offs)
+    row_groups = RowGroups.of(offs, total)
+    amaxes = outer_amaxes(x, recipe, (rowwise, columnwise), (amax, None), row_groups)
     kernel = [amaxes[0] if amaxes[0] is not None else amaxes[1], amaxes[1] if amaxes[1] is not None else amaxes[0]]
 
     def empty(*shape):
@@ -64,7 +65,7 @@ def quantize_grouped(
         column_codes = empty(n, padded_k // 2)
         column_scales = empty(padded_n * padded_k // BLOCK) if tiled else empty(n, padded_k // BLOCK)
     text = recipe_text(recipe)
-    cast_tiles(x, text, row_codes, column_codes, row_scales, column_scales, *kernel, random, offs)
+    cast_tiles(x, text, row_codes, column_codes, row_scales, column_scales, *kernel, random, row_groups.places)
     fields = {"scaling": recipe.scaling, "e4m3_max": recipe.e4m3_max, "scale_layout": recipe.scale_layout}
     rht = None if recipe.rht == "none" else recipe.rht_sign_mask
     e4m3 = torch.float8_e4m3fn

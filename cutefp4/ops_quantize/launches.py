@@ -8,7 +8,7 @@ import torch
 
 from cutefp4.errors import OperandError
 from cutefp4.launch import target
-from cutefp4.quant_plan import vector_bytes
+from cutefp4.quant_plan import MAP_WORDS, vector_bytes
 from cutefp4.recipe import QuantRecipe
 from cutefp4.scale_layout import round_up
 
@@ -34,6 +34,12 @@ def recipe_of(text: str) -> QuantRecipe:
 def unused(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """Stands in for a tensor that a kernel does not touch."""
     return torch.zeros(16, dtype=dtype, device=device)
+
+
+@cache
+def no_map(device: torch.device) -> torch.Tensor:
+    """Stands in for the map of row groups where there are none."""
+    return torch.zeros(1, MAP_WORDS, dtype=torch.int32, device=device)
 
 
 @cache

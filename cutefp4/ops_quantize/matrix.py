@@ -28,7 +28,7 @@ def _quantize_matrix(x, recipe: QuantRecipe, given: tuple, random, row: Copy | N
         if found:
             amax = torch.empty(row.rows, dtype=torch.float32, device=x.device)
         elif amax is None:
-            amax = measured(x, recipe, True, False, 0, None)[0]
+            amax = measured(x, recipe, True, False)[0]
         cast_rows(x, text, row.codes, row.scales.view(-1), amax.view(-1), random, not found, "none")
         return amax, None
     given = tuple(scalar_amax(a, recipe) for a in given)

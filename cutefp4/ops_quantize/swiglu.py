@@ -113,7 +113,7 @@ def deinterleave_quantize(
     if interleave is not None and _is_rowwise(recipe, rowwise, columnwise) and interleave % 8 == 0:
         x, layout = _readable(x, interleave)
         if amax is None and recipe.scaling == "tensor":
-            amax = partial_amaxes(x) if is_small(x) else measured(x, recipe, True, False, 0, None)[0]
+            amax = partial_amaxes(x) if is_small(x) else measured(x, recipe, True, False)[0]
         return _cast_rowwise(x, x.shape[1], recipe, amax, state, swiglu="none", deinterleave=layout)
     h = x if interleave is None else deinterleaved(x, interleave)
     given = {"amax": amax, "columnwise_amax": columnwise_amax}

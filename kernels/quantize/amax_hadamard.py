@@ -9,8 +9,8 @@ the rows by one REDUX per row and warp. Results are raised with atomic maxima, s
 launch.
 
 Arguments: x (M, N), M a multiple of 16 unless grouped (groups are padded with zeros to 64); transformed amax (1,),
-(E,), (N,) or (E * N,); raw amax (1,), (E,) or (M,); offs int32; mask: signs; rows_per_cta, a multiple of 16 (not
-grouped).
+(E,), (N,) or (E * N,); raw amax (1,), (E,) or (M,); places: map of the tiles, if grouped (group_map.py); mask: signs;
+rows_per_cta, a multiple of 16 (not grouped).
 """
 
 import cuda.bindings.driver as cuda
@@ -23,7 +23,7 @@ from cutefp4.kernels.quantize.tile_map import in_groups
 from cutlass import Boolean, Float32, Int32, Int64, Uint32
 from cutlass.cute.runtime import make_fake_stream, make_fake_tensor
 
-from cutefp4.quant_plan import HadamardAmaxPlan
+from cutefp4.quant_plan import MAP_WORDS, HadamardAmaxPlan
 
 THREADS = 256
 
@@ -78,7 +78,12 @@ def build(plan: HadamardAmaxPlan):
 
     @cute.kernel
     def amax_hadamard_kernel(
-        x: cute.Tensor, transformed: cute.Tensor, raw: cute.Tensor, offs: cute.Tensor, mask: Int32, rows_per_cta: Int32
+        x: cute.Tensor,
+        transformed: cute.Tensor,
+        raw: cute.Tensor,
+        places: cute.Tensor,
+        mask: Int32,
+        rows_per_cta: Int32,
     ):
         m, n = x.shape
         strip, part, _ = cute.arch.block_idx()
@@ -87,10 +92,12 @@ def build(plan: HadamardAmaxPlan):
         inside = column < n
         group, begin, end = Int32(0), part * rows_per_cta, cutlass.min(m, (part + 1) * rows_per_cta)
         if cutlass.const_expr(plan.grouped):
-            rows, _ = in_groups(part, cute.arch.grid_dim()[1], offs)
+            rows, _ = in_groups(part, places)
             group = rows.group
-            begin = rows.begin + rows.local
-            end = cutlass.min(rows.begin + rows.rows, begin + 128)
+            begin, end = Int32(0), Int32(0)
+            if rows.exists:
+                begin = rows.begin + rows.local
+                end = cutlass.min(rows.begin + rows.rows, begin + 128)
         factors = sign_factors(Uint32(mask), plan.dtype)
         stride = Int64(x.stride[0]) * Int64(size)
         base = ptx.address(x) + Int64(column) * Int64(size)
@@ -127,14 +134,14 @@ def build(plan: HadamardAmaxPlan):
         x: cute.Tensor,
         transformed: cute.Tensor,
         raw: cute.Tensor,
-        offs: cute.Tensor,
+        places: cute.Tensor,
         mask: Int32,
         rows_per_cta: Int32,
         stream: cuda.CUstream,
     ):
         m, n = x.shape
-        parts = m // 128 + offs.shape[0] if plan.grouped else cute.ceil_div(m, rows_per_cta)
-        amax_hadamard_kernel(x, transformed, raw, offs, mask, rows_per_cta).launch(
+        parts = places.shape[0] if plan.grouped else cute.ceil_div(m, rows_per_cta)
+        amax_hadamard_kernel(x, transformed, raw, places, mask, rows_per_cta).launch(
             grid=[cute.ceil_div(n, THREADS * per_thread), parts, 1], block=[THREADS, 1, 1], stream=stream
         )
 
@@ -148,7 +155,7 @@ def build(plan: HadamardAmaxPlan):
         x,
         flat(Float32),
         flat(Float32),
-        flat(Int32),
+        make_fake_tensor(Int32, (cute.sym_int(), MAP_WORDS), (MAP_WORDS, 1), assumed_align=16),
         Int32(0),
         Int32(16),
         make_fake_stream(use_tvm_ffi_env_stream=True),

@@ -21,8 +21,9 @@ multiple of 16 for the rowwise copy, M for the columnwise copy (groups are padde
 free.
 
 Arguments: x (M, N); row codes, row scales, column codes, column scales (uint8, flat); row amax, column amax (float32);
-random int64 (4,): seed and offset of the rowwise, then of the columnwise copy; offs int32 (E,); mask: signs of the
-transform; ctas. Outputs of a copy that is not wanted are never touched.
+random int64 (4,): seed and offset of the rowwise, then of the columnwise copy; places: map of the tiles, if grouped
+(group_map.py); mask: signs of the transform; bytes of a row of columnwise codes. Outputs of a copy that is not wanted
+are never touched.
 """
 
 import cuda.bindings.driver as cuda
@@ -50,7 +51,7 @@ from cutefp4.kernels.quantize.tile_tail import clear_tail
 from cutlass import Int32, Int64, Uint32
 from cutlass.cute.runtime import make_fake_stream, make_fake_tensor
 
-from cutefp4.quant_plan import CastTilesPlan
+from cutefp4.quant_plan import MAP_WORDS, CastTilesPlan
 
 
 def build(plan: CastTilesPlan):
@@ -67,7 +68,7 @@ def build(plan: CastTilesPlan):
         row_amax: cute.Tensor,
         col_amax: cute.Tensor,
         random: cute.Tensor,
-        offs: cute.Tensor,
+        places: cute.Tensor,
         mask: Int32,
         col_stride: Int64,
     ):
@@ -76,7 +77,7 @@ def build(plan: CastTilesPlan):
         tid = cute.arch.thread_idx()[0]
         rows, tail = single(tile_m, m), None
         if cutlass.const_expr(plan.grouped):
-            rows, tail = in_groups(tile_m, cute.arch.grid_dim()[1], offs)
+            rows, tail = in_groups(tile_m, places)
         io = TileIo(
             x=ptx.address(x),
             x_stride=Int64(x.stride[0]) * Int64(BYTES[plan.dtype]),
@@ -151,7 +152,8 @@ def build(plan: CastTilesPlan):
                 else:
                     encode_columns(plan, io, shared, randoms[1], col_outer, factors)
         elif cutlass.const_expr(plan.grouped):
-            clear_tail(plan, io, tail, tile_m, m, m // 128 + offs.shape[0], m // 64 + offs.shape[0])
+            groups = places.shape[0] - m // 128 - 1
+            clear_tail(plan, io, tail, tile_m, m, m // 128 + groups, m // 64 + groups)
 
     @cute.jit
     def cast_tiles(
@@ -163,7 +165,7 @@ def build(plan: CastTilesPlan):
         row_amax: cute.Tensor,
         col_amax: cute.Tensor,
         random: cute.Tensor,
-        offs: cute.Tensor,
+        places: cute.Tensor,
         mask: Int32,
         col_stride: Int64,
         stream: cuda.CUstream,
@@ -171,11 +173,10 @@ def build(plan: CastTilesPlan):
         m, n = x.shape
         tiles_m = (m + 127) // 128
         if cutlass.const_expr(plan.grouped):
-            # One more than the groups can need, so that there is a tile to clear what is behind them.
-            tiles_m = m // 128 + offs.shape[0] + 1
+            tiles_m = places.shape[0]
         tiles_n = (n + 127) // 128 * (128 // plan.tile_columns)
         cast_tiles_kernel(
-            x, row_codes, row_scales, col_codes, col_scales, row_amax, col_amax, random, offs, mask, col_stride
+            x, row_codes, row_scales, col_codes, col_scales, row_amax, col_amax, random, places, mask, col_stride
         ).launch(
             grid=[tiles_n, tiles_m, 1],
             block=[THREADS, 1, 1],
@@ -197,9 +198,7 @@ def build(plan: CastTilesPlan):
         *(flat(cutlass.Uint8, 16) for _ in range(4)),
         *(flat(cutlass.Float32, 4) for _ in range(2)),
         make_fake_tensor(cutlass.Int64, (4,), (1,), assumed_align=8),
-        flat(cutlass.Int32, 4)
-        if not plan.grouped
-        else make_fake_tensor(cutlass.Int32, (cute.sym_int(),), (1,), assumed_align=4),
+        make_fake_tensor(cutlass.Int32, (cute.sym_int(), MAP_WORDS), (MAP_WORDS, 1), assumed_align=16),
         Int32(0),
         Int64(0),
         make_fake_stream(use_tvm_ffi_env_stream=True),

@@ -1,13 +1,5 @@
 """Which rows a tile of 128 rows covers, and where its outputs lie: one matrix, or row groups at device-resident
-offsets.
-
-Groups (experts) are cast as matrices of their own. Tiles are counted over the groups' rows, each rounded up to 128,
-so a tile never straddles two groups, and tile number * 128 is the row of its scales in the padded tiled layout. The
-columnwise copy of group g begins at K position `k_start` = sum of the earlier sizes, each rounded up to 64, and the
-rows between the group's end and that padding are zeros that are encoded like data.
-
-One warp finds its tile's group by scanning 32 sizes at a time, and shares it: the scan takes about 350 instructions for
-64 groups, a sixth of what a cast does with a tile if every warp repeats it.
+offsets, where a kernel before has written it down (group_map.py).
 """
 
 from dataclasses import dataclass
@@ -15,7 +7,9 @@ from dataclasses import dataclass
 import cutlass
 import cutlass.cute as cute
 from cutefp4.kernels.common import ptx
-from cutlass import Int32, Uint32
+from cutlass import Int32, Int64
+
+from cutefp4.quant_plan import MAP_WORDS
 
 
 @dataclass(frozen=True)
@@ -65,75 +59,35 @@ def single(tile: Int32, m: Int32) -> TileRows:
     return TileRows(Int32(0), Int32(0), m, m, first, first, Int32(0), first < m)
 
 
-def _prefix_sum(value: Int32) -> Int32:
-    """Inclusive sum over the lanes up to this one."""
-    lane = cute.arch.lane_idx()
-    for distance in (1, 2, 4, 8, 16):
-        below = cute.arch.shuffle_sync_up(value, distance, mask_and_clamp=0)
-        value = value + ptx.select(lane >= distance, Uint32(below), Uint32(0)).to(Int32)
-    return value
-
-
 @cute.jit
-def _scan(tile: Int32, offs: cute.Tensor, groups: Int32):
-    """(group, begin, end, first tile, k_start) of the group that holds `tile`, group = `groups` if none does; then the
-    number of tiles and of K positions of all groups."""
-    lane = cute.arch.lane_idx()
-    group, begin, end, first_tile, k_start = groups, Int32(0), Int32(0), Int32(0), Int32(0)
-    tiles_before, k_before = Int32(0), Int32(0)
-    for base in cutlass.range(0, groups, 32):
-        g = base + lane
-        upper, lower = Int32(0), Int32(0)
-        if g < groups:
-            upper = offs[g]
-            if g > 0:
-                lower = offs[g - 1]
-        size = upper - lower
-        tiles, k = (size + 127) // 128, (size + 63) // 64 * 64
-        tiles_to, k_to = _prefix_sum(tiles) + tiles_before, _prefix_sum(k) + k_before
-        mine = (tile < tiles_to) & (tile >= tiles_to - tiles)
-        holders = cute.arch.vote_ballot_sync(mine)
-        if holders != 0:
-            holder = Int32(31) - Int32(cute.arch.clz(holders))
-            group = base + holder
-            begin = cute.arch.shuffle_sync(lower, holder)
-            end = cute.arch.shuffle_sync(upper, holder)
-            first_tile = cute.arch.shuffle_sync(tiles_to - tiles, holder)
-            k_start = cute.arch.shuffle_sync(k_to - k, holder)
-        tiles_before = cute.arch.shuffle_sync(tiles_to, 31)
-        k_before = cute.arch.shuffle_sync(k_to, 31)
-    return group, begin, end, first_tile, k_start, tiles_before, k_before
+def group_of(row: Int32, offs: cute.Tensor) -> Int32:
+    """The group that holds a row, given the end offsets `offs`; as many as there are if none does.
 
-
-@cute.jit
-def _share_scan(tile: Int32, offs: cute.Tensor, groups: Int32, slots: Uint32):
-    """Store what `_scan` finds, by warp 0. Ends with a barrier."""
-    if cute.arch.warp_idx() == 0:
-        found = _scan(tile, offs, groups)
-        ptx.store_shared(slots, tuple(Uint32(v) for v in found[:4]))
-        ptx.store_shared(slots + Uint32(16), (*(Uint32(v) for v in found[4:]), Uint32(0)))
-    cute.arch.sync_threads()
-
-
-def in_groups(tile: Int32, tiles: Int32, offs: cute.Tensor) -> tuple[TileRows, Tail]:
-    """Tile `tile` of `tiles` of a matrix whose rows are split at the end offsets `offs`.
-
-    Every thread of the CTA must call it.
+    Every thread of a warp must call it.
     """
-    groups = offs.shape[0]
-    slots = Uint32(cute.arch.alloc_smem(Uint32, 8, alignment=16).toint())
-    _share_scan(tile, offs, groups, slots)
-    words = (*ptx.load_shared(slots, 4), *ptx.load_shared(slots + Uint32(16), 4)[:3])
-    group, begin, end, first_tile, k_start, used, k_end = (word.to(Int32) for word in words)
-    rows = end - begin
+    groups, before = offs.shape[0], Int32(0)
+    for base in cutlass.range(0, groups, 32):
+        g = base + Int32(cute.arch.lane_idx())
+        ended = False
+        if g < groups:
+            ended = offs[g] <= row
+        before += Int32(cute.arch.popc(cute.arch.vote_ballot_sync(ended)))
+    return before
+
+
+def in_groups(tile: Int32, places: cute.Tensor) -> tuple[TileRows, Tail]:
+    """Tile `tile` of a matrix whose rows are split, as the map `places` says (group_map.py)."""
+    where = ptx.address(places) + Int64(tile) * Int64(4 * MAP_WORDS)
+    words = (*ptx.load_words(where, 4, True), *ptx.load_words(where + Int64(16), 4, True)[:2])
+    a, b, c, d, group, exists = (word.to(Int32) for word in words)
     found = TileRows(
         group=group,
-        begin=begin,
-        rows=rows,
-        rows_k=(rows + 63) // 64 * 64,
-        local=(tile - first_tile) * 128,
+        begin=a,
+        rows=b,
+        rows_k=(b + 63) // 64 * 64,
+        local=c,
         scale_row=tile * 128,
-        k_start=k_start,
-        exists=group < groups,
+        k_start=d,
+        exists=exists != 0,
     )
-    return found, Tail(offs[groups - 1], k_end, tile - used, tiles - used)
+    return found, Tail(row=a, k=b, index=c, count=d)
