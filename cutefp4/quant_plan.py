@@ -197,6 +197,11 @@ class CastTilesPlan(Plan):
         return self.block == "2d" and self.rowwise and self.columnwise and self.rht == "none" and same
 
     @property
+    def packs_columns(self) -> bool:
+        """Whether the columnwise pass leaves out what is behind a group's last row (kernels/quantize/tile_group.py)."""
+        return self.grouped and self.block == "1d" and self.rht == "none"
+
+    @property
     def tile_columns(self) -> int:
         """Columns of a tile: 256 bytes."""
         return 256 // BYTES[self.dtype]

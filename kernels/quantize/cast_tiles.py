@@ -45,6 +45,7 @@ from cutefp4.kernels.quantize.tile_encode import (
     row_lines,
     scalar_outers,
 )
+from cutefp4.kernels.quantize.tile_group import encode_group_columns
 from cutefp4.kernels.quantize.tile_io import THREADS, TileIo, items_per_thread, load_tile, row_item
 from cutefp4.kernels.quantize.tile_map import in_groups, single
 from cutefp4.kernels.quantize.tile_tail import clear_tail
@@ -149,6 +150,8 @@ def build(plan: CastTilesPlan):
                         tile_transpose.store_transposed(plan, io, shared.codes)
                     else:
                         encode_columns(plan, io, shared, randoms[1], col_outer, factors)
+                elif cutlass.const_expr(plan.packs_columns):
+                    encode_group_columns(plan, io, shared, randoms[1], col_outer, factors)
                 else:
                     encode_columns(plan, io, shared, randoms[1], col_outer, factors)
         elif cutlass.const_expr(plan.grouped):

@@ -71,12 +71,18 @@ def _write_tile(tile: Int32, tiles: Int32, offs: cute.Tensor, places: Int64):
     """The words of one tile, by one warp."""
     groups = offs.shape[0]
     group, begin, end, first_tile, k_start, used, k_end = _scan(tile, offs, groups)
-    words = (begin, end - begin, (tile - first_tile) * 128, k_start)
+    rows, local = end - begin, (tile - first_tile) * 128
+    words = (begin, rows, local, k_start)
+    slots = cutlass.max(cutlass.min((rows - local + 15) // 16, 8), 1)
     if group == groups:
         words = (offs[groups - 1], k_end, tile - used, tiles - used)
     where, leads = places + Int64(tile) * Int64(4 * MAP_WORDS), cute.arch.lane_idx() == 0
     ptx.store_words(where, tuple(Uint32(w) for w in words), leads)
-    ptx.store_words(where + Int64(16), (Uint32(group), Uint32(group < groups), Uint32(0), Uint32(0)), leads)
+    ptx.store_words(
+        where + Int64(16),
+        (Uint32(group), Uint32(group < groups), Uint32(slots), Uint32((65535 + slots) // slots)),
+        leads,
+    )
 
 
 @cute.jit

@@ -119,7 +119,11 @@ def row_step(plan: CastTilesPlan, io: TileIo, j: int) -> Steps:
 
 def column_sink(plan: CastTilesPlan, io: TileIo) -> Sink:
     """Of the columnwise copy."""
-    g, in_tile = column_item(plan, io.tid, 0, 0)
+    return column_sink_at(plan, io, *column_item(plan, io.tid, 0, 0))
+
+
+def column_sink_at(plan: CastTilesPlan, io: TileIo, g: Int32, in_tile: Int32) -> Sink:
+    """Where 16-row group g of a column of the tile goes."""
     column, group = io.first_column + in_tile, io.rows.local // 16 + g
     codes = io.col_codes + Int64(column) * io.col_stride + Int64(io.rows.k_start // 2) + Int64(group) * Int64(8)
     if plan.scale_layout == "compact":

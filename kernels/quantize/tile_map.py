@@ -25,6 +25,8 @@ class TileRows:
         scale_row: row of the tile's first row in tiled rowwise scales.
         k_start: position of the group along the contraction axis of the columnwise copy.
         exists: the tile belongs to a group.
+        slots: 16-row groups of the tile that hold rows.
+        inverse: n * inverse >> 16 is n / slots, for n up to 256.
     """
 
     group: Int32
@@ -35,6 +37,8 @@ class TileRows:
     scale_row: Int32
     k_start: Int32
     exists: cutlass.Boolean
+    slots: Int32 | None = None
+    inverse: Int32 | None = None
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,8 @@ def group_of(row: Int32, offs: cute.Tensor) -> Int32:
 def in_groups(tile: Int32, places: cute.Tensor) -> tuple[TileRows, Tail]:
     """Tile `tile` of a matrix whose rows are split, as the map `places` says (group_map.py)."""
     where = ptx.address(places) + Int64(tile) * Int64(4 * MAP_WORDS)
-    words = (*ptx.load_words(where, 4, True), *ptx.load_words(where + Int64(16), 4, True)[:2])
-    a, b, c, d, group, exists = (word.to(Int32) for word in words)
+    words = (*ptx.load_words(where, 4, True), *ptx.load_words(where + Int64(16), 4, True))
+    a, b, c, d, group, exists, slots, inverse = (word.to(Int32) for word in words)
     found = TileRows(
         group=group,
         begin=a,
@@ -89,5 +93,7 @@ def in_groups(tile: Int32, places: cute.Tensor) -> tuple[TileRows, Tail]:
         scale_row=tile * 128,
         k_start=d,
         exists=exists != 0,
+        slots=slots,
+        inverse=inverse,
     )
     return found, Tail(row=a, k=b, index=c, count=d)
