@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,7 +18,7 @@ THREADS = 256
 _known: dict[Plan, dict[str, Any]] = {}
 
 
-def elements_per_pass(plan: Plan) -> int | None:
+def elements_per_pass(plan: Plan) -> float | None:
     """Elements of the input that a thread handles in one pass over a quantisation kernel's code; None: not known.
 
     An element of both copies counts once; of SwiGLU's input, a pair of gate and up counts once.
@@ -35,6 +36,8 @@ def elements_per_pass(plan: Plan) -> int | None:
             return BLOCK * (2 if plan.paired and plan.dtype != "float32" else 1)
         case plans.DequantizePlan() | plans.SwigluPlan():
             return BLOCK
+        case plans.GroupMapPlan():  # a warp for each tile of 128 rows
+            return math.inf
     return None
 
 
