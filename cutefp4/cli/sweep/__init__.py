@@ -60,16 +60,42 @@ def register(app: typer.Typer) -> None:
 def sweep(
     shape: Annotated[
         list[str] | None,
-        typer.Option(help="MxNxK of a linear layer; lists 1,16 and ranges 128:4096[:step]; or a model. Repeatable."),
+        typer.Option(
+            help="MxNxK of a linear layer; lists 1,16 and ranges 128:4096[:step]; or a model. Repeatable.",
+            autocompletion=output.complete(*MODELS, *FIVE),
+        ),
     ] = None,
     tokens: Annotated[str, typer.Option(help="M for models.")] = "1,16,4096",
     layout: Annotated[
-        str, typer.Option(help=f"{', '.join(LAYOUTS)}: forward, input gradient, weight gradient.")
+        str,
+        typer.Option(
+            help=f"{', '.join(LAYOUTS)}: forward, input gradient, weight gradient.",
+            autocompletion=output.complete(*LAYOUTS),
+        ),
     ] = "TN",
-    kind: Annotated[str, typer.Option(help=f"{', '.join(KINDS)}: both operands packed, or bf16 activations.")] = "w4a4",
-    recipe: Annotated[str, typer.Option(help=f"Outer scales: {', '.join(NAMED)}.")] = "per_token",
-    epilogue: Annotated[str, typer.Option(help=f"After the outer scales: {', '.join(EPILOGUES)}.")] = "none",
-    arch: Annotated[str, typer.Option(help=f"{', '.join(ARCHS)}. Default: this GPU's. Another one: predictions.")] = "",
+    kind: Annotated[
+        str,
+        typer.Option(
+            help=f"{', '.join(KINDS)}: both operands packed, or bf16 activations.",
+            autocompletion=output.complete(*KINDS),
+        ),
+    ] = "w4a4",
+    recipe: Annotated[
+        str, typer.Option(help=f"Outer scales: {', '.join(NAMED)}.", autocompletion=output.complete(*NAMED))
+    ] = "per_token",
+    epilogue: Annotated[
+        str,
+        typer.Option(
+            help=f"After the outer scales: {', '.join(EPILOGUES)}.", autocompletion=output.complete(*EPILOGUES)
+        ),
+    ] = "none",
+    arch: Annotated[
+        str,
+        typer.Option(
+            help=f"{', '.join(ARCHS)}. Default: this GPU's. Another one: predictions.",
+            autocompletion=output.complete(*ARCHS),
+        ),
+    ] = "",
     sms: Annotated[int, typer.Option(help="Multiprocessors, for predictions; 0: of the usual GPU.")] = 0,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="FIELD=V,V", help="Values of a field. Repeatable.")
@@ -80,7 +106,10 @@ def sweep(
     explain: Annotated[
         bool, typer.Option("--explain", help="Say what is legal and why the rest is not; stop.")
     ] = False,
-    check: Annotated[str, typer.Option(help="Of predictions: none, or emulator (small shapes).")] = "auto",
+    check: Annotated[
+        str,
+        typer.Option(help="Of predictions: none, or emulator (small shapes).", autocompletion=output.complete(*CHECKS)),
+    ] = "auto",
     budget: Annotated[float, typer.Option(help="Seconds, shared by the cases; 0: no limit.")] = 0,
     out: Annotated[
         Path | None,
