@@ -150,16 +150,11 @@ def sweep(
         for case in cases:
             check_emulated_size(case)
     store = Store(results, resume) if timed else None
-    processes = workers or compile_pool.worker_count(limit * len(cases) or MANY)
-    with compile_pool.started_ahead(processes):
-        spaces = [enumerate_space(target, case, given, full) for target, case in pairs]
-        chosen = [(space, space.ranked(limit)) for space in spaces]
-        until = math.inf
-        if budget:
-            now, end = time.monotonic(), begin + budget
-            until = end - min(len(cases) * TIMING_SECONDS, (end - now) / 2)
-            output.note(f"{now - begin:.1f} s to enumerate {sum(space.tried for space in spaces)} configurations")
-        failed = run.compile_ahead(chosen, workers=processes, deadline=until, say=output.note)
+    try:
+        chosen, failed = _compile(pairs, given, full, limit, workers, begin, budget)
+    except KeyboardInterrupt:
+        output.note("cutefp4: interrupted before anything was measured; what was compiled stays in the cache")
+        raise typer.Exit(output.INTERRUPTED) from None
     if timed:
         found = _measure(chosen, failed, store, rounds, begin + budget if budget else math.inf, out)
     else:
@@ -218,6 +213,20 @@ def _explain(spaces: list[Space], as_json: bool) -> None:
         return
     for space in spaces:
         report.print_space(space, output.console())
+
+
+def _compile(pairs, given: dict[str, list[str]], full: bool, limit: int, workers: int, begin: float, budget: float):
+    """(space, configurations) of every case, and plans that did not compile. Processes load while this enumerates."""
+    processes = workers or compile_pool.worker_count(limit * len(pairs) or MANY)
+    with compile_pool.started_ahead(processes):
+        spaces = [enumerate_space(target, case, given, full) for target, case in pairs]
+        chosen = [(space, space.ranked(limit)) for space in spaces]
+        until = math.inf
+        if budget:
+            now, end = time.monotonic(), begin + budget
+            until = end - min(len(pairs) * TIMING_SECONDS, (end - now) / 2)
+            output.note(f"{now - begin:.1f} s to enumerate {sum(space.tried for space in spaces)} configurations")
+        return chosen, run.compile_ahead(chosen, workers=processes, deadline=until, say=output.note)
 
 
 def _measure(chosen, failed, store: Store, rounds: int, end: float, out: Path | None) -> list[run.Result]:
