@@ -186,6 +186,12 @@ def test_explain_as_text_and_json():
     assert {"count", "reason", "example"} == set(data["refused"][0])
 
 
+def test_lists_of_layouts_recipes_and_epilogues():
+    arguments = ("--shape", "64x128x256", "--layout", "TN,NT", "--recipe", "te,per_token", "--epilogue", "none,bias")
+    data = json.loads(invoke("--arch", "sm_100a", *arguments, "--explain", "--json").stdout)
+    assert len({case["case"] for case in data}) == len(data) == 8
+
+
 # ---------------------------------------------------------------- predictions
 
 

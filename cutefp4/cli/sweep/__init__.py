@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
@@ -47,6 +48,7 @@ interleaved with cuBLAS on the same values, the L2 cache overwritten before each
 - `cutefp4 sweep --arch sm_100a` : no such GPU needed: registers, spills, budgets and a predicted time
 - `cutefp4 sweep --arch sm_90a --shape 64x256x512 --check emulator` : also run each in the emulator
 
+Layouts, kinds, recipes and epilogues may be lists: `--layout TN,NN --epilogue none,bias`.
 Models: {", ".join(MODELS)}; one layer of a model: `deepseek-v3/o`.
 Exit codes: 0 all right, 1 a configuration was wrong or did not compile, 2 a mistake in the arguments, 130 interrupted.
 """
@@ -139,7 +141,8 @@ def sweep(
         )
     output.require_writable(save, csv, plot, html, None if out is None else out / "sweep")
     shapes = parse(shape or list(FIVE), tokens)
-    cases = [Case(name, *sizes, kind, recipe, epilogue) for sizes in shapes for name in layout.split(",")]
+    named = itertools.product(*(names.split(",") for names in (layout, kind, recipe, epilogue)))
+    cases = [Case(name, *sizes, *rest) for sizes, (name, *rest) in itertools.product(shapes, list(named))]
     given = _axes(set_ or [])
     sms = sms if not timed else launch.sm_count(torch.device("cuda", torch.cuda.current_device()))
     pairs = [(target_for(arch, case, sms), case) for case in cases]
