@@ -267,3 +267,9 @@ def warp_umax(value: Uint32) -> Uint32:
 def shuffle_xor(value: Uint32, distance: int) -> Uint32:
     """The value of the lane whose number differs by `distance` (a power of two)."""
     return asm(f"shfl.sync.bfly.b32 $0, $1, {distance}, 0x1f, 0xffffffff;", Uint32, value, effect=True)
+
+
+def opaque(value: Int32) -> Int32:
+    """`value`, kept in a register: the compiler cannot see what it is made of, and so cannot make it again where it is
+    used (in a loop it does, however many registers are free). A shuffle with oneself; all lanes of a warp take part."""
+    return Int32(asm("shfl.sync.up.b32 $0, $1, 0, 0, 0xffffffff;", Uint32, Uint32(value), effect=True))

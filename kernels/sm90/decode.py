@@ -17,6 +17,7 @@ from cutlass import Int32, Uint32
 
 from cutefp4.config import SCALE_TILE_BYTES, WARPGROUP, Sm90Config
 
+from ..common import ptx
 from ..common.device_struct import DeviceStruct
 from ..common.e2m1 import PAIRS_PER_WORD
 from ..common.e4m3 import mul_x2, permute_by
@@ -98,21 +99,25 @@ class NaturalOrderReader(RegisterOperandReader):
 
     def __init__(self, config: Sm90Config, storage, group_row: Int32, thread: Int32):
         super().__init__(config, storage, group_row, thread)
-        self.first_chunk = swizzle_chunk(config.k_blocks, self.row)
+        first_chunk = swizzle_chunk(config.k_blocks, self.row)
         t = Uint32(self.t)
-        self.selector = t | ((t + Uint32(4)) << Uint32(4)) | (t << Uint32(8)) | ((t + Uint32(4)) << Uint32(12))
+        selector = t | ((t + Uint32(4)) << Uint32(4)) | (t << Uint32(8)) | ((t + Uint32(4)) << Uint32(12))
+        self.selector = Uint32(ptx.opaque(Int32(selector)))
+        self.chunks = [
+            ptx.opaque(self.row * self.pitch + (first_chunk ^ chunk) * 16) for chunk in range(2 * config.k_blocks)
+        ]
 
     def scale_offset(self, scale_row0) -> Int32:
-        return scale_row_offset(self.config, scale_row0 + self.row)
+        return ptx.opaque(scale_row_offset(self.config, scale_row0 + self.row))
 
     def load(self, stage: Int32, size, scale_offset: Int32, m: int, q: int):
         """All 8 words of rows g and g + 8, and their 4 scales as a word."""
-        codes = self.storage.landed_m + (stage * size.landed_m + self.row * self.pitch)
+        codes = self.storage.landed_m + stage * size.landed_m
         scales = self.storage.scales_m + (stage * size.scales_m + scale_offset)
         words, scale_words = [], []
         for h in range(2):
             row = (64 * m + 8 * h) * self.pitch
-            halves = [load_words(codes, row + (self.first_chunk ^ chunk) * 16, 4) for chunk in (2 * q, 2 * q + 1)]
+            halves = [load_words(codes + self.chunks[chunk], row, 4) for chunk in (2 * q, 2 * q + 1)]
             words.append(halves[0] + halves[1])
             tile = (m // 2) * (self.config.k_blocks * SCALE_TILE_BYTES) + q * SCALE_TILE_BYTES
             scale_words += load_words(scales, tile + (m % 2) * 8 + h * 128, 1)
