@@ -223,7 +223,12 @@ def test_a_benchmark_that_breaks_does_not_cost_the_others(tmp_path, monkeypatch)
 
 def test_mistakes_are_explained(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for arguments, word in ((("gems",), "linear-step"), (("gemm",), "cutefp4 sweep --arch"), (("all",), "GPU")):
+    for arguments, word in (
+        (("gems",), "linear-step"),
+        (("gemm",), "cutefp4 sweep --arch"),
+        (("all",), "GPU"),
+        (("report", "--out", "nowhere"), "without results"),
+    ):
         result = invoke(*arguments)
         assert isinstance(result.exception, CuteFP4Error) and word in str(result.exception)
 

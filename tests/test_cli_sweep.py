@@ -246,6 +246,7 @@ def test_the_emulator_checks_predictions(monkeypatch):
         (("--arch", "sm_90a", "--check", "twice"), "emulator"),
         (("--arch", "sm_90a", "--csv", "/proc/nothing/t.csv"), "a file that can be written"),
         (("--arch", "sm_90a", "--out", "/proc/nothing"), "a file that can be written"),
+        (("--arch", "sm_90a", "--plot", "t.xyz"), "choose .png"),
     ],
 )
 def test_mistakes_are_explained(arguments, word):

@@ -62,6 +62,17 @@ def pyplot():
     return found
 
 
+def require_plots(path: Path) -> None:
+    """Refuse now what `plot` could not write later.
+
+    Raises:
+        UnsupportedError: there is no matplotlib, or it does not know the ending of the name.
+    """
+    known = pyplot().figure().canvas.get_supported_filetypes()
+    if path.suffix[1:] not in known:
+        raise UnsupportedError(f"{path}: a plot of this kind", ", ".join(f".{name}" for name in known), "choose .png")
+
+
 def plot(points: Sequence[Point], roof: Roof, path: str | Path, title: str) -> None:
     """Arithmetic intensity against speed, both logarithmic, under the roof; PNG (or what the name's ending says)."""
     plt = pyplot()

@@ -75,6 +75,8 @@ def bench(
 ) -> None:
     if what not in (*WHATS, "all", "predict", "report"):
         raise OperandError(f"bench {what}", ", ".join((*WHATS, "all", "predict", "report")), "choose one of these")
+    if what == "report" and not any(out.glob("*/*.json")):
+        raise OperandError(f"bench report without results under {out}", "DEVICE/DATE-WHAT.json", "name them with --out")
     names = list(WHATS) if what == "all" else [what] if what in WHATS else []
     _require_gpu(names)
     if what in ("predict", "report", "all"):

@@ -14,6 +14,7 @@ import typer
 
 from cutefp4 import compile_pool, launch, tuned
 from cutefp4.cli import output
+from cutefp4.cli.roofline import require_plots
 from cutefp4.cli.sweep import report, run
 from cutefp4.cli.sweep.case import EPILOGUES, KINDS, LAYOUTS, Case
 from cutefp4.cli.sweep.predict import check_emulated_size, predict_case
@@ -140,6 +141,8 @@ def sweep(
             f"--save with predictions for {arch}", "a GPU of that kind", "only what was measured is kept in a table"
         )
     output.require_writable(save, csv, plot, html, None if out is None else out / "sweep")
+    if plot is not None or html is not None:
+        require_plots(plot or Path("plot.png"))
     shapes = parse(shape or list(FIVE), tokens)
     named = itertools.product(*(names.split(",") for names in (layout, kind, recipe, epilogue)))
     cases = [Case(name, *sizes, *rest) for sizes, (name, *rest) in itertools.product(shapes, list(named))]
