@@ -270,6 +270,26 @@ def test_gemm_benchmark_runs_on_an_emulated_device(monkeypatch, tmp_path):
     assert json.loads(session.save().read_text())["rows"]
 
 
+def test_the_whole_command_on_an_emulated_gpu(monkeypatch, tmp_path):
+    """Processes start, kernels compile ahead, the product is checked, and the document is printed and kept."""
+    name = "w4a4 64x128x128 alpha"
+    monkeypatch.setattr(gemm, "CASES", {name: Case("TN", 64, 128, 128)})
+    monkeypatch.setattr(gemm, "QUICK", (name,))
+    monkeypatch.setattr(torch, "Generator", lambda device=None, make=torch.Generator: make())
+    monkeypatch.setattr(gemm, "measure", lambda variants, rounds, clock: {
+        v.name: (v.run(0), us(v.name, 5.0))[1] for v in variants
+    })  # fmt: skip
+    with emulator.device("sm_90a", sms=2), cuda_on_cpu("sm_90a", 2):
+        result = invoke("gemm", "--quick", "--json", "--no-tables", "--out", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.stdout)
+    (kept,) = tmp_path.glob("*/*-gemm.json")
+    assert json.loads(kept.read_text()) == data and data["skipped"] == []
+    ours = next(row for row in data["rows"] if row["variant"] == "cutefp4")
+    assert ours["spills"] == 0 and ours["registers"] > 32 and ours["sass_instructions"] > 100
+    assert ours["percent_of_wgmma"] >= 0 and ours["config"] and "bit-equal" in ours["check"]
+
+
 def test_the_kernels_behind_a_row():
     """Registers, spills, and SASS instructions per element: of every plan that the benchmarks of quantising launch."""
     with emulator.device("sm_90a", sms=2):

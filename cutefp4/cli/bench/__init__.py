@@ -11,6 +11,7 @@ from typing import Annotated
 import torch
 import typer
 
+from cutefp4 import compile_pool
 from cutefp4.cli import output
 from cutefp4.cli.bench import compile, gemm, launch, linear_step, predict, quantize, report
 from cutefp4.cli.bench.session import PREDICTED, WHATS, Session
@@ -36,6 +37,8 @@ PLANS: dict[str, Callable[[bool], list[Plan]]] = {
 """What is compiled before anything is timed, in parallel."""
 SHARES = {"gemm": 0.55, "quantize": 0.72, "linear-step": 0.88, "launch": 0.9, "compile": 1.0, "torch-compile": 1.0}
 """Of what `--budget` leaves after compiling: when each benchmark of `all` starts no further case."""
+MANY = 1000
+"""Kernels, before it is known how many there are."""
 NEEDS_NO_GPU = ("compile",)
 
 HELP = """Measure on this machine's GPU, and make the tables and plots of the documentation from the measurements.
@@ -119,10 +122,15 @@ def bench(
 
 def _compile_ahead(names: list[str], quick: bool) -> None:
     """Everything that will be launched, in parallel; a kernel that does not compile stops its case, not the others."""
-    plans = [plan for name in names if name in PLANS for plan in PLANS[name](quick)]
-    if plans:
+    wanted = [PLANS[name] for name in names if name in PLANS]
+    if not wanted:
+        return
+    begin = time.monotonic()
+    with compile_pool.started_ahead(compile_pool.worker_count(MANY)):
+        plans = [plan for found in wanted for plan in found(quick)]
+        output.note(f"{len(set(plans))} kernels to compile, after {time.monotonic() - begin:.1f} s")
         result = warmup(plans, progress=True, strict=False)
-        output.note(f"{result.compiled} kernels compiled in {result.seconds:.0f} s, {result.workers} processes")
+    output.note(f"{result.compiled} kernels compiled in {result.seconds:.0f} s, {result.workers} processes")
 
 
 def _require_gpu(names: list[str]) -> None:
