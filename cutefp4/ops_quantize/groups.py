@@ -23,6 +23,25 @@ def _without_empty(amax: torch.Tensor, offs: torch.Tensor, recipe: QuantRecipe, 
     return torch.where(inside, amax, torch.zeros_like(amax))
 
 
+def _groups_of_rows(offs: torch.Tensor, total: int) -> torch.Tensor:
+    """(total,): the group of every row, E behind the last group."""
+    return torch.searchsorted(offs, torch.arange(total, dtype=offs.dtype, device=offs.device), right=True)
+
+
+def _largest(amax: torch.Tensor, offs: torch.Tensor) -> torch.Tensor:
+    """(E,): the largest of a caller's row amaxes in each group, 0 of empty groups."""
+    found = amax.new_zeros(offs.numel() + 1)
+    return found.scatter_reduce_(0, _groups_of_rows(offs, amax.numel()), amax, "amax")[:-1]
+
+
+def _spread(amax: torch.Tensor | None, offs: torch.Tensor, total: int, columns: int) -> tuple:
+    """Amaxes (E,) of groups as operands with token scaling store them: (total,) and (E, columns)."""
+    if amax is None:
+        return None, None
+    rows = torch.cat([amax, amax.new_zeros(1)])[_groups_of_rows(offs, total)]
+    return rows, amax[:, None].expand(-1, columns).contiguous()
+
+
 def quantize_grouped(
     x: torch.Tensor,
     offs: torch.Tensor,
@@ -45,8 +64,10 @@ def quantize_grouped(
     check_rows(total + 128 * groups)
     offs = offs.contiguous()
     tiled = recipe.scale_layout == "tiled"
+    # 16x16 blocks have one amax per group, whatever the scaling; token scaling stores it for every row and column.
+    spread = recipe.scaling == "token" and recipe.block == "2d"
     if amax is not None:
-        amax = _without_empty(amax, offs, recipe, total)
+        amax = _largest(amax, offs) if spread else _without_empty(amax, offs, recipe, total)
     random = random_state(x, recipe, seed, offset)
     row_groups = RowGroups.of(offs, total)
     amaxes = outer_amaxes(x, recipe, (rowwise, columnwise), (amax, None), row_groups)
@@ -66,6 +87,8 @@ def quantize_grouped(
         column_scales = empty(padded_n * padded_k // BLOCK) if tiled else empty(n, padded_k // BLOCK)
     text = recipe_text(recipe)
     cast_tiles(x, text, row_codes, column_codes, row_scales, column_scales, *kernel, random, row_groups.places)
+    if spread:
+        amaxes = _spread(amaxes[0], offs, total, n)[0], _spread(amaxes[1], offs, total, n)[1]
     fields = {"scaling": recipe.scaling, "e4m3_max": recipe.e4m3_max, "scale_layout": recipe.scale_layout}
     rht = None if recipe.rht == "none" else recipe.rht_sign_mask
     e4m3 = torch.float8_e4m3fn

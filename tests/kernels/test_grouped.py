@@ -62,6 +62,16 @@ def test_one_copy_and_given_amaxes(machine):
 
 
 @on_machines
+@pytest.mark.parametrize("four_over_six", ["none", "mae"])
+def test_one_amax_per_group_is_stored_for_every_row_and_column(machine, four_over_six):
+    """16x16 blocks under token scaling; row amaxes that the caller knows differ within a group."""
+    recipe = TOKEN.replace(block="2d", four_over_six=four_over_six)
+    x, sizes = cases.matrix(150, 48, "row_scaled", 1), [20, 0, 100]
+    for options in ({}, {"columnwise": False}, {"rowwise": False}, {"amax": torch.linspace(1, 40, 150)}):
+        check_grouped(machine, x, sizes, recipe, **options)
+
+
+@on_machines
 @pytest.mark.parametrize(
     ("interleave", "dtype"),
     [(None, torch.bfloat16), (8, torch.float16), (16, torch.float32), (32, torch.bfloat16)],
