@@ -43,6 +43,9 @@ class SmallMConfig:
         cluster: CTAs that share K; they add their sums through distributed shared memory.
         ctas_per_sm: of which registers and shared memory must have room.
         decode_to: "float16" or "bfloat16".
+        separate: one row of NVFP4 activations whose scales multiply sums (kernels/sm90/small_m_single.py).
+        early: of the `depth` K units those that are requested before the activations are prepared. All of them make
+            the activations wait behind the weight (W4A4, M = 1: the main loop began 9000 clocks after the kernel).
     """
 
     n_tiles: int = 1
@@ -54,6 +57,8 @@ class SmallMConfig:
     cluster: int = 4
     ctas_per_sm: int = 1
     decode_to: str = "float16"
+    separate: bool = False
+    early: int = 2
 
     @property
     def warps(self) -> int:
@@ -102,7 +107,17 @@ class SmallMSplit:
 
 def activation_bytes(config: SmallMConfig, split: SmallMSplit) -> int:
     """Shared memory of the prepared activations of one pass: 16 bits an element."""
-    return config.n_tiles * config.columns * split.pass_units * UNIT * 2
+    return split.pass_units * unit_bytes(config) + zero_bytes(config)
+
+
+def unit_bytes(config: SmallMConfig) -> int:
+    """Bytes of the prepared activations of a K unit."""
+    return config.n_tiles * config.columns * UNIT * 2 + (16 if config.separate else 0)
+
+
+def zero_bytes(config: SmallMConfig) -> int:
+    """Bytes of zeros and a constant behind them."""
+    return config.depth * UNIT * 2 + 16 if config.separate else 0
 
 
 def partial_bytes(config: SmallMConfig, split: SmallMSplit) -> int:
@@ -145,8 +160,8 @@ def split_of(config: SmallMConfig, n: int, k: int, batch: int, sms: int) -> Smal
     cta_units = ceil_div(ceil_div(k, UNIT), config.cluster)
     longest = ceil_div(cta_units, config.round_units) * config.round_units
     split = SmallMSplit(tiles, groups, group_tiles, cta_units, longest)
-    budget = SMEM_BYTES // config.ctas_per_sm - partial_bytes(config, split) - ring_bytes(config)
-    most = budget // (config.n_tiles * config.columns * UNIT * 2) // config.round_units * config.round_units
+    budget = SMEM_BYTES // config.ctas_per_sm - partial_bytes(config, split) - ring_bytes(config) - zero_bytes(config)
+    most = budget // unit_bytes(config) // config.round_units * config.round_units
     if 0 < most < longest:
         per_pass = ceil_div(cta_units, ceil_div(cta_units, most))
         longest = ceil_div(per_pass, config.round_units) * config.round_units
@@ -164,6 +179,8 @@ _CHOICES = {
     "cluster": (1, 2, 4, 8),
     "ctas_per_sm": (1, 2, 3, 4),
     "decode_to": ("float16", "bfloat16"),
+    "separate": (False, True),
+    "early": tuple(range(17)),
 }
 
 
@@ -178,6 +195,8 @@ def small_m_problems(config: SmallMConfig, m: int, split: SmallMSplit) -> list[s
         return found
     if config.columns < N_TILE and config.n_tiles > 1:
         found.append(f"columns={config.columns} with n_tiles={config.n_tiles}: only a single n tile may be narrower")
+    if config.separate and config.columns > 1:
+        found.append(f"separate with columns={config.columns}: it takes one row of A")
     if m > config.columns * config.n_tiles:
         found.append(f"M = {m} rows do not fit n_tiles={config.n_tiles} of {config.columns} rows")
     if config.threads > 1024:

@@ -53,6 +53,8 @@ def problems(config: SmallMConfig, request: Request, sms: int) -> list[str]:
         found.append(f"K = {request.k} is not a multiple of 16")
     if request.activations not in ("nvfp4", config.decode_to):
         found.append(f"decode_to={config.decode_to!r} with {request.activations} activations")
+    if config.separate and request.activations != "nvfp4":
+        found.append(f"separate with {request.activations} activations: it multiplies codes")
     return found + small_m_problems(config, request.m, split(config, request, sms))
 
 

@@ -45,6 +45,7 @@ from tests.kernels.hopper import DEVICES, expect, operand, poisoned, running_on,
         ({"n_tiles": 3}, "n_tiles=3 is not one of 1, 2, 4, 8"),
         ({"cluster": 16}, "cluster=16 is not one of"),
         ({"n_tiles": 2, "columns": 4}, "only a single n tile may be narrower"),
+        ({"separate": True}, "separate with columns=8: it takes one row of A"),
         ({"row_warps": 32, "k_warps": 2}, "2048 threads"),
         ({"row_warps": 32}, "registers"),
         ({"depth": 16, "k_warps": 1, "row_tiles": 4}, "bytes of shared memory"),
@@ -101,7 +102,7 @@ def test_small_m_reads_the_weight_on_every_sm():
 
 def test_what_was_not_measured_to_be_faster_is_not_dispatched():
     assert small_m.choose(17, 8192, 8192, 1, "nvfp4", 132) is None
-    assert small_m.choose(16, 8192, 28672, 1, "nvfp4", 132) is None  # four passes over the activations
+    assert small_m.choose(16, 8192, 131072, 1, "nvfp4", 132) is None  # four passes over the activations
     assert small_m.best(17, 8192, 8192, 1, "nvfp4", 132) is not None
 
 
@@ -115,7 +116,7 @@ def test_clusters_at_once_are_those_that_an_h200_reported():
 def test_every_field_of_a_plan_is_part_of_the_key():
     plan = Sm90SmallMPlan("sm_90a", SmallMConfig(), default_epilogue(1.0))
     for f in fields(SmallMConfig):
-        value = {"decode_to": "bfloat16"}.get(f.name, 2)
+        value = {"decode_to": "bfloat16", "separate": True, "early": 3}.get(f.name, 2)
         assert replace(plan, config=replace(plan.config, **{f.name: value})).key != plan.key, f.name
     for change in ({"out_dtype": "float32"}, {"activations": "float16"}, {"b_scales": "compact"}, {"vector": 8}):
         assert replace(plan, **change).key != plan.key
@@ -131,9 +132,9 @@ def test_code_has_no_spills_and_loads_run_under_arithmetic(m, activations):
     plan = Sm90SmallMPlan("sm_90a", config, tree, activations=activations)
     code = disassemble(kernel_cache.artifacts(plan).cubin)
     assert not re.findall(r"\b(LDL|STL)\b", code)
-    kinds = re.findall(r"\b(LDGSTS|HMMA)\b", code)
-    per_step = config.depth * config.row_tiles * config.n_tiles * 8
-    assert kinds.count("HMMA") == per_step
+    multiplication = "IMMA" if config.separate else "HMMA"
+    kinds = re.findall(rf"\b(LDGSTS|{multiplication})\b", code)
+    assert kinds.count(multiplication) == config.depth * config.row_tiles * config.n_tiles * 8
     # Loads of the mainloop lie between its multiplications, not behind them.
     runs = re.findall(r"(?:LDGSTS )+", " ".join(kinds) + " ")
     assert len(runs) >= config.depth
@@ -162,6 +163,12 @@ CASES = {
     "four_n_tiles": (SmallMConfig(4, 8, 2, 2, 2, 2, 4), (32, 264, 1024)),
     "eight_n_tiles": (SmallMConfig(8, 8, 2, 2, 2, 1, 2), (63, 136, 352)),
     "ragged_k": (SmallMConfig(1, 8, 1, 3, 3, 1, 2), (5, 200, 1216)),
+    "separate": (SmallMConfig(1, 1, 1, 2, 4, 1, 2, separate=True, early=1), (1, 100, 1040)),
+    "separate_k_warps": (SmallMConfig(1, 1, 1, 3, 2, 2, 4, separate=True, early=0), (1, 300, 1216)),
+    "separate_row_tiles": (SmallMConfig(1, 1, 2, 2, 2, 1, 1, separate=True, early=4), (1, 72, 592)),
+    "separate_one_block": (SmallMConfig(1, 1, 1, 1, 1, 1, 1, separate=True), (1, 1, 16)),
+    "late_weight": (SmallMConfig(2, 8, 1, 3, 2, 1, 2, early=0), (9, 63, 1136)),
+    "early_weight": (SmallMConfig(1, 8, 1, 4, 2, 1, 2, early=16), (3, 63, 1136)),
     "half_words": (SmallMConfig(1, 8, 1, 3, 3, 1, 2), (5, 36, 1184)),
 }
 
@@ -182,12 +189,12 @@ def test_tails_and_scale_layouts(monkeypatch, device, name, layout):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("seed", [None, 5])
-@pytest.mark.parametrize("cluster", [1, 2])
-def test_activations_that_need_several_passes(monkeypatch, device, seed, cluster):
-    force(monkeypatch, SmallMConfig(1, 8, 1, 2, 2, 2, cluster), pass_units=4)
-    a, b = operand(7, 3072, 1, device=device), operand(200, 3072, 2, device=device)
+@pytest.mark.parametrize(("m", "columns", "cluster"), [(7, 8, 1), (7, 8, 2), (1, 1, 2)])
+def test_activations_that_need_several_passes(monkeypatch, device, seed, m, columns, cluster):
+    force(monkeypatch, SmallMConfig(1, columns, 1, 2, 2, 2, cluster, separate=m == 1), pass_units=4)
+    a, b = operand(m, 3072, 1, device=device), operand(200, 3072, 2, device=device)
     with running_on(device, seed=seed):
-        d = ops.gemm(a, b, out=poisoned(7, 200, device=device))
+        d = ops.gemm(a, b, out=poisoned(m, 200, device=device))
     assert_same_bits(d.cpu(), expect(a, b))
 
 
@@ -201,6 +208,30 @@ def test_a_batch(monkeypatch, device):
     assert_same_bits(d.cpu(), expect(a, b))
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_one_row_with_every_pair_of_codes_and_every_pair_of_scales(monkeypatch, device):
+    """Products of two E4M3 scales are fp16 numbers times 2^2, products of two codes are integers / 4."""
+    force(monkeypatch, SmallMConfig(1, 1, 1, 2, 2, 1, 1, separate=True))
+    n, k = 256, 16 * 127
+    a, b = operand(1, k, 1, layout="compact", device="cpu"), operand(n, k, 2, layout="compact", device="cpu")
+    every = torch.arange(127, dtype=torch.uint8)
+    scales = every.roll(5).view(1, -1), torch.stack([every.roll(i) for i in range(n)])
+    # One element of a block is not zero, so that a row of D is the sum of one product per block, all of one sign.
+    codes = torch.zeros(1, k // 2, dtype=torch.uint8), torch.zeros(n, k // 2, dtype=torch.uint8)
+    where = torch.arange(127) * 8 + torch.arange(127) % 8
+    codes[0][0, where] = (torch.arange(127) % 8 + 8).to(torch.uint8)
+    codes[1][:, where] = (torch.arange(n)[:, None] // 8 % 16).to(torch.uint8)
+    a, b = (
+        replace(x, codes=c, block_scales=s.view(torch.float8_e4m3fn).contiguous()).to(device)
+        for x, c, s in zip((a, b), codes, scales, strict=True)
+    )
+    with running_on(device):
+        d = ops.gemm(a, b, out_dtype=torch.float32).cpu().double()
+    x, y = weight_values(a), weight_values(b)
+    scale = gemm_constant(448, 448) * a.amax.cpu().double() * b.amax.cpu().double()
+    assert ((d - (x @ y.T) * scale).abs() <= (x.abs() @ y.abs().T) * scale * 2.0**-20).all()
+
+
 def wide(rows: int, k: int, seed: int, device: str):
     """Scales over the whole range: sums are rounded, so that another order would show."""
     g = torch.Generator().manual_seed(seed)
@@ -209,9 +240,10 @@ def wide(rows: int, k: int, seed: int, device: str):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_results_repeat_bit_for_bit_and_lie_within_the_bound(monkeypatch, device):
-    force(monkeypatch, SmallMConfig(1, 8, 1, 2, 2, 2, 4))
-    a, b = wide(3, 2048, 1, device), wide(100, 2048, 2, device)
+@pytest.mark.parametrize(("m", "columns"), [(3, 8), (1, 1)])
+def test_results_repeat_bit_for_bit_and_lie_within_the_bound(monkeypatch, device, m, columns):
+    force(monkeypatch, SmallMConfig(1, columns, 1, 2, 2, 2, 4, separate=m == 1))
+    a, b = wide(m, 2048, 1, device), wide(100, 2048, 2, device)
     results = []
     for seed in (None, 1, 2):
         with running_on(device, seed=seed):
@@ -243,10 +275,11 @@ def test_w4a16(monkeypatch, device, dtype, m, n, k):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_zero_codes_with_any_scale_and_the_largest_values(monkeypatch, device):
+@pytest.mark.parametrize("m", [1, 2])
+def test_zero_codes_with_any_scale_and_the_largest_values(monkeypatch, device, m):
     """Padding is multiplied as well: a tail must add nothing; and 6 * 448 must not overflow fp16 on either side."""
-    force(monkeypatch, SmallMConfig(1, 8, 1, 2, 2, 1, 1))
-    a, b = operand(2, 80, 1, device=device), operand(20, 80, 2, device=device)
+    force(monkeypatch, SmallMConfig(1, 1 if m == 1 else 8, 1, 2, 2, 1, 1, separate=m == 1))
+    a, b = operand(m, 80, 1, device=device), operand(20, 80, 2, device=device)
     full = torch.full_like(a.codes, 0x77)  # two times 6
     largest = torch.full_like(a.block_scales.view(torch.uint8), 0x7E).view(torch.float8_e4m3fn)
     a = replace(a, codes=full, block_scales=largest)
@@ -271,6 +304,8 @@ def test_what_the_kernel_does_not_take_is_said():
     request = choice.GemmRequest(8, 64, 64, 1, "bfloat16", "nvfp4", "tiled", "tiled", default_epilogue(1.0))
     found = choice.config_problems(SmallMConfig(), replace(request, batch_invariant=True))
     assert any("batch_invariant" in problem for problem in found)
+    single = SmallMConfig(columns=1, separate=True)
+    assert any("multiplies codes" in p for p in choice.config_problems(single, replace(request, activations="float16")))
     assert any("K = 56" in problem for problem in choice.config_problems(SmallMConfig(), replace(request, k=56)))
     other = replace(request, activations="bfloat16")
     assert any("decode_to" in problem for problem in choice.config_problems(SmallMConfig(), other))

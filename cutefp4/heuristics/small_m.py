@@ -1,17 +1,21 @@
 """Hopper GEMM for few rows: shape -> configuration, or None for the other kernel. Pure Python, no torch, no GPU.
 
-Measured on an H200: W4A4, L2 flushed, us. "first" is the kernel with a cluster of 2 and depth 4, before a single row
-took an eighth of the work on activations and before their loads were all in flight together:
+Measured on an H200 (us, L2 flushed, one process, interleaved; "before" is what this heuristic chose until then):
 
-    M, N, K               first   wgmma kernel   cuBLAS   a kernel that only reads the weight
-    1, 7168, 16384        31.3    38.1           70.9     24.4
-    16, 7168, 16384       35.9    37.5           71.8     24.5
-    1, 8192, 8192         20.5    28.9           43.9     16.8
-    16, 8192, 8192        22.2    28.1           43.7     16.8
+    M, N, K               W4A4 before   now    W4A16 before   now     a kernel that only reads the weight
+    1, 7168, 16384        31.2          28.7   30.2           28.3    22.0
+    16, 7168, 16384       37.0          31.3   38.2           31.4
+    1, 8192, 8192         22.5          19.9   20.3           18.9    15.0
+    16, 8192, 8192        23.7          22.5   23.1           22.3
 
-Clusters of 4 and 8 took 48 and 30 us at M = 1: of 128 such CTAs not all run at once (`clusters_at_once`), and in a size
-that does they were not measured. Slots for 8 units instead of 4 gained nothing. M = 32 took 43 us at (8192, 8192) in
-that way, where the wgmma kernel takes 30: so the dispatch ends at 16 rows until a cluster of 2 is measured there.
+What it took: 8 warps with 8 units each in flight along K instead of 14 or 16 with 4 (1.7 us); 2 or 4 of them requested
+before the activations (0.5 to 1 us); 16 rows of a long K in one pass, by a cluster of 8 (5.7 us; of 4: 4.4).
+
+What did not help at (7168, 16384), M = 1: more bytes in flight than 64 KB an SM (96 KB: +1.8, 128 KB: +2.5); two CTAs
+on an SM (0 to +1); a second set of accumulators (0); row tiles that begin at different places along K (+0.4); lanes
+that copy whole 128-byte lines (0); TMA boxes of 256 bytes x 4 rows instead of cp.async, two to five stages (+0.2 to
++5). The loop without arithmetic, activations and sums takes 27.1 us, and 26.2 if every warp reads contiguous memory: an
+SM waits for memory, and SMs finish 15 % apart.
 """
 
 from __future__ import annotations
@@ -29,7 +33,8 @@ from cutefp4.config_small_m import (
     split_of,
 )
 
-MAX_WARPS = 16
+MAX_WARPS = 8
+MAX_DEPTH = 8
 MAX_M = 64
 """Rows that the kernel takes."""
 
@@ -60,9 +65,13 @@ def candidates(m: int, n: int, k: int, batch: int, activations: str, sms: int) -
         while 2 * k_warps * row_warps <= warps and 2 * k_warps <= units:
             k_warps *= 2
         per_warp = ceil_div(units, k_warps)
-        for most in (4, 2, 1):
+        columns = columns_of(m)
+        separate, early = activations == "nvfp4" and m == 1, 4 if m == 1 else 2
+        for most in (MAX_DEPTH, 4, 2, 1):
             depth = ceil_div(per_warp, ceil_div(per_warp, min(most, per_warp)))
-            config = SmallMConfig(n_tiles, columns_of(m), row_tiles, depth, row_warps, k_warps, cluster, 1, decode_to)
+            config = SmallMConfig(
+                n_tiles, columns, row_tiles, depth, row_warps, k_warps, cluster, 1, decode_to, separate, early
+            )
             if not small_m_problems(config, m, split_of(config, n, k, batch, sms)):
                 found.append(config)
                 break
@@ -88,16 +97,20 @@ def choose(m: int, n: int, k: int, batch: int, activations: str, sms: int) -> Sm
     return found
 
 
-LAUNCH_US, PASS_US = 5.0, 1.5
-SM_BYTES_PER_US = 3.4e6 / 132
-OTHER_CLUSTER = 1.1
-"""Prefer the cluster that was measured, where others look no better."""
+LAUNCH_US, PASS_US, LARGE_CLUSTER_US = 8.3, 3.5, 2.2
+"""Beside the stream of the weight: launch, first loads and sums; every further pass; clusters of 4 or 8."""
+BYTES_PER_US, SM_BYTES_PER_US = 3.3e6, 30e3
+PREPARED_PER_US = 25e3
+"""Elements of the activations that a CTA prepares."""
 
 
 def estimate(config: SmallMConfig, n: int, k: int, batch: int, sms: int) -> float:
-    """Microseconds: the share of the busiest SM, and a fixed time per pass over the activations."""
+    """Microseconds: the weight at the speed of memory, or the share of the busiest SM, and what stands beside it."""
     split = split_of(config, n, k, batch, sms)
     waves = ceil_div(split.groups * batch, clusters_at_once(config.cluster, config.ctas_per_sm, sms))
-    share = split.group_tiles * 16 * min(split.cta_units * UNIT, k) * 0.5625
-    us = waves * (share * config.ctas_per_sm / SM_BYTES_PER_US + split.passes * PASS_US)
-    return LAUNCH_US + us * (1.0 if config.cluster == 2 else OTHER_CLUSTER)
+    items = ceil_div(ceil_div(split.group_tiles, config.row_tiles), config.row_warps) * config.row_warps
+    share = items * config.row_tiles * 16 * min(split.cta_units * UNIT, k) * 0.5625 * config.ctas_per_sm
+    stream = max(batch * n * k * 0.5625 / BYTES_PER_US, waves * share / SM_BYTES_PER_US)
+    prepared = waves * split.cta_units * UNIT * config.n_tiles * config.columns / PREPARED_PER_US
+    large = LARGE_CLUSTER_US if config.cluster > 2 else 0.0
+    return LAUNCH_US + stream + prepared + (split.passes - 1) * PASS_US + large

@@ -33,6 +33,18 @@ def mul_x2(kind: str, a: Uint32, b: Uint32, *, loc=None, ip=None) -> Uint32:
 
 
 @dsl_user_op
+def mul_x2_by_half(kind: str, a: Uint32, b: Uint32, half: int, *, loc=None, ip=None) -> Uint32:
+    """`mul_x2` of a and one half of b, which the instruction selects by itself."""
+    arguments = [a.ir_value(loc=loc, ip=ip), b.ir_value(loc=loc, ip=ip)]
+    one = ("lo", "hi")[half]
+    code = (
+        f"{{ .reg .b16 lo, hi; .reg .b32 both; mov.b32 {{lo, hi}}, $2; mov.b32 both, {{{one}, {one}}}; "
+        f"mul.rn.{kind}x2 $0, $1, both; }}"
+    )
+    return Uint32(llvm.inline_asm(T.i32(), arguments, code, "=r,r,r", has_side_effects=False, loc=loc, ip=ip))
+
+
+@dsl_user_op
 def permute(low: Uint32, high: Uint32, selector: int, *, loc=None, ip=None) -> Uint32:
     """Bytes of two words by PRMT: selector nibbles 0..3 name bytes of `low`, 4..7 of `high`."""
     arguments = [low.ir_value(loc=loc, ip=ip), high.ir_value(loc=loc, ip=ip)]
@@ -52,12 +64,22 @@ def _broadcast(both: Uint32) -> tuple[Uint32, Uint32]:
     return permute(both, both, 0x1010), permute(both, both, 0x3232)
 
 
+def scale_pair_fp16(bytes_: Uint32, half: int) -> Uint32:
+    """Two scales, the bytes of one half of a word, as the halves of an f16x2 word."""
+    return e4m3x2_to_f16x2(bytes_, half)
+
+
+def scale_pair_bf16(bytes_: Uint32, half: int) -> Uint32:
+    """Two scales, the bytes of one half of a word, as the halves of a bf16x2 word: scale * 2^119."""
+    raw = permute(bytes_, Uint32(0), 0x4342 if half else 0x4140) << Uint32(4)
+    return mul_x2("bf16", mul_x2("bf16", raw, Uint32(_POW2_120)), Uint32(_POW2_119))
+
+
 def multipliers_fp16(bytes_: Uint32) -> tuple[Uint32, Uint32]:
     """Two scales, at bytes 0 and 1, as two f16x2 multipliers (each scale in both halves)."""
-    return _broadcast(e4m3x2_to_f16x2(bytes_, 0))
+    return _broadcast(scale_pair_fp16(bytes_, 0))
 
 
 def multipliers_bf16(bytes_: Uint32) -> tuple[Uint32, Uint32]:
     """Two scales, at bytes 0 and 1, as two bf16x2 multipliers of scale * 2^119."""
-    raw = permute(bytes_, Uint32(0), 0x4140) << Uint32(4)
-    return _broadcast(mul_x2("bf16", mul_x2("bf16", raw, Uint32(_POW2_120)), Uint32(_POW2_119)))
+    return _broadcast(scale_pair_bf16(bytes_, 0))

@@ -53,6 +53,14 @@ class NumberFormat:
         """Two scale bytes, at bytes 0 and 1, as packed multipliers."""
         return (e4m3.multipliers_bf16 if self.ptx == "bf16" else e4m3.multipliers_fp16)(bytes_)
 
+    def scale_pair(self, bytes_: Uint32, half: int) -> Uint32:
+        """The two scale bytes of the low or the high half of a word as multipliers, one in each half."""
+        return (e4m3.scale_pair_bf16 if self.ptx == "bf16" else e4m3.scale_pair_fp16)(bytes_, half)
+
+    def scaled_by_half(self, word: Uint32, j: int, scales: Uint32, half: int) -> Uint32:
+        """Pair j of a word of eight codes times the scale in the low or the high half of `scales`."""
+        return e4m3.mul_x2_by_half(self.ptx, self.raw_pair(word, j), scales, half)
+
     def scaled_pair(self, word: Uint32, j: int, multiplier: Uint32) -> Uint32:
         """Pair j of a word of eight codes times its scale."""
         return e4m3.mul_x2(self.ptx, self.raw_pair(word, j), multiplier)

@@ -9,7 +9,8 @@
 The weight takes the tall side of mma.sync.m16n8k16: a warp copies it into slots of its own, decodes it in registers,
 exactly, and multiplies at once (small_m_weight.py). A CTA prepares its share of the activations in shared memory
 (small_m_activations.py) while its first copies of the weight are under way. The mainloop has no barriers and no stages
-between warps: each keeps `depth` KB in flight by itself, 64 KB an SM, where latency times bandwidth is 23 KB.
+between warps: each keeps `depth` KB in flight by itself, 64 KB an SM, where latency times bandwidth is 23 KB; more was
+slower (cutefp4/heuristics/small_m.py). One row of NVFP4 activations is multiplied as integers (small_m_single.py).
 
 K is shared by the CTAs of a cluster, rows of the weight by the clusters, so that every SM works and no CTA prepares
 more than its part of the activations. Sums meet in distributed shared memory (small_m_reduce.py): no workspace, and the
@@ -31,10 +32,11 @@ from cutefp4.gemm_plan_small_m import Sm90SmallMPlan
 
 from ..common import ptx
 from ..epilogue.arguments import DTYPES, fake_matrix, fake_tensors
+from . import small_m_single as single
 from .number_format import FORMATS
 from .small_m_activations import Activations
 from .small_m_reduce import Partials, SmallMEpilogue
-from .small_m_weight import WeightStream
+from .small_m_weight import WeightStream, first_row
 
 
 def multiply(kind: str, acc: cute.Tensor, first: int, a: list, b: tuple) -> None:
@@ -56,6 +58,8 @@ class SmallM:
         self.plan, self.config = plan, plan.config
         self.format = FORMATS[plan.config.decode_to]
         self.acc_exponent = self.format.product_exponent * (2 if plan.activations == "nvfp4" else 1)
+        if plan.config.separate:
+            self.acc_exponent = 0
 
     @cute.jit
     def __call__(self, a, a_scales, b, b_scales, epilogue_tensors, split, stream):
@@ -103,8 +107,9 @@ class SmallM:
         items = cutlass.max((items - row_warp + (config.row_warps - 1)) // config.row_warps, 0)
 
         tensors = dict(zip(self.plan.tensor_names(), epilogue_tensors, strict=True))
-        epilogue = SmallMEpilogue(self.plan.epilogue, self.acc_exponent, tensors, (a.shape[1], b.shape[1]), l, lane)
-        epilogue.prefetch(self.owned_fragment(weight, epilogue, first_tile, rank, warp))
+        sizes = a.shape[1], b.shape[1]
+        epilogue = SmallMEpilogue(self.plan.epilogue, self.acc_exponent, tensors, sizes, l, lane)
+        epilogue.prefetch(self.owned_fragment(epilogue, first_tile, rank, warp))
 
         cta_first = rank * cta_units
         cta_last = cta_first + cta_units
@@ -118,7 +123,11 @@ class SmallM:
                 (first_tile, row_warp, items, first + k_warp * config.depth, rounds, limit, later, warp, thread),
             )  # fmt: skip
 
-        self.finish(weight, partials, epilogue, first_tile, group_tiles, rank, warp)
+        # The lane is read again, so that nothing that depends on it waits in registers through the main loop.
+        lane = Int32(ptx.asm("mov.u32 $0, %laneid;", Uint32, effect=True))
+        epilogue = SmallMEpilogue(self.plan.epilogue, self.acc_exponent, tensors, sizes, l, lane)
+        partials.lane = lane
+        self.finish(partials, epilogue, first_tile, group_tiles, rank, warp)
 
     def weight(self, b, b_scales, l: Int32, ring: Uint32, lane: Int32) -> WeightStream:
         plan, rows, row_bytes = self.plan, b.shape[1], b.shape[2]
@@ -150,55 +159,70 @@ class SmallM:
         """All row tiles of this warp times the activations of one pass."""
         config = self.config
         first_tile, row_warp, items, first_unit, rounds, limit, later, warp, thread = where
-        lane = thread % (4 * config.columns)
+        lane = thread % (32 if config.separate else 4 * config.columns)
         steps = items * rounds
         k_warp = warp // config.row_warps
         acc = cute.make_rmem_tensor(4 * config.n_tiles * config.row_tiles, Float32)
         acc.fill(0.0)
-        item, turn = row_warp, Int32(0)
-        place = weight.place(first_tile + item * config.row_tiles, first_unit, limit)
-        for d in cutlass.range_constexpr(config.depth):
+        # Activations are needed first, and there are few: their loads go ahead of the weight's, most of which waits
+        # until they are there.
+        activations.begin(first_unit - k_warp * config.depth, limit, thread)
+        place = weight.place(weight.bases(first_tile + row_warp * config.row_tiles), first_unit, limit)
+        early = min(config.early, config.depth)
+        for d in cutlass.range_constexpr(early):
             weight.load(place, d, steps > 0)
         if later:
             cute.arch.sync_threads()
         activations.prepare(first_unit - k_warp * config.depth, limit, thread)
+        for d in cutlass.range_constexpr(early, config.depth):
+            weight.load(place, d, steps > 0)
         cute.arch.sync_threads()
         if cutlass.const_expr(config.cluster > 1):
             if not later:
                 cute.arch.cluster_wait()
+        table = single.table_word(activations, lane) if cutlass.const_expr(config.separate) else Uint32(0)
+        item, turn = row_warp, Int32(0)
+        bases = weight.bases(first_tile + row_warp * config.row_tiles)
         for step in cutlass.range(steps, unroll=1):
             last_turn = turn == rounds - 1
-            next_item = cutlass.select_(last_turn, item + config.row_warps, item)
-            next_turn = cutlass.select_(last_turn, Int32(0), turn + 1)
-            unit = first_unit + next_turn * config.round_units
-            place = weight.place(first_tile + next_item * config.row_tiles, unit, limit)
-            self.step(
-                weight,
-                activations,
-                acc,
-                turn * config.round_units + k_warp * config.depth,
-                lane,
-                place,
-                step < steps - 1,
-            )
+            next_item, next_turn = item, turn + 1
+            if last_turn:
+                cute.arch.sync_warp()  # a branch: predicated, these addresses would cost their issue slots every time
+                next_item, next_turn = item + config.row_warps, Int32(0)
+                bases = weight.bases(first_tile + next_item * config.row_tiles)
+            place = weight.place(bases, first_unit + next_turn * config.round_units, limit)
+            unit = turn * config.round_units + k_warp * config.depth
+            self.step(weight, activations, acc, unit, (lane, table), place, step < steps - 1)
             if last_turn:
                 self.flush(partials, acc, item, later)
             item, turn = next_item, next_turn
 
-    def step(self, weight, activations, acc, unit: Int32, lane: Int32, place, more: Boolean) -> None:
+    def step(self, weight, activations, acc, unit: Int32, lane_values: tuple, place, more: Boolean) -> None:
         """Multiply the `depth` units that are in flight; as each one is done, its slot is loaded from `place`."""
-        config = self.config
+        config, (lane, table) = self.config, lane_values
+        columns = single.Columns(activations, unit, lane) if config.separate else None
         for d in range(config.depth):
             taken = [weight.take(i, d) for i in range(config.row_tiles)]
-            for w in range(4):
-                words = [activations.fragments(nt, unit + d, w, lane) for nt in range(config.n_tiles)]
+            if config.separate:
+                words, scales = [columns.words(d, w) for w in range(4)], columns.scales(d)
                 for i in range(config.row_tiles):
-                    for half in range(2):
-                        a = weight.fragment(taken[i], 2 * w + half)
-                        for nt in range(config.n_tiles):
-                            b = words[nt][2 * half : 2 * half + 2]
-                            multiply(self.format.ptx, acc, 4 * (i * config.n_tiles + nt), a, b)
+                    single.accumulate(acc, 4 * i, taken[i], words, scales, table)
+            else:
+                self.multiply_unit(weight, activations, acc, taken, unit + d, lane)
             weight.load(place, d, more)
+
+    def multiply_unit(self, weight, activations, acc, taken: list, unit: Int32, lane: Int32) -> None:
+        """One K unit of the warp's row tiles times all n tiles."""
+        config = self.config
+        scales = [weight.multipliers(scale_bytes) for _, scale_bytes in taken]
+        for w in range(4):
+            words = [activations.fragments(nt, unit, w, lane) for nt in range(config.n_tiles)]
+            for i in range(config.row_tiles):
+                for half in range(2):
+                    a = weight.fragment(taken[i][0], scales[i], 2 * w + half)
+                    for nt in range(config.n_tiles):
+                        first = 4 * (i * config.n_tiles + nt)
+                        multiply(self.format.ptx, acc, first, a, words[nt][2 * half : 2 * half + 2])
 
     @cute.jit
     def flush(self, partials, acc, item: Int32, later):
@@ -207,17 +231,19 @@ class SmallM:
         for i in cutlass.range_constexpr(config.row_tiles):
             for nt in cutlass.range_constexpr(config.n_tiles):
                 first = 4 * (i * config.n_tiles + nt)
+                if cutlass.const_expr(config.separate):
+                    single.join(acc, first)
                 partials.put(item * config.row_tiles + i, nt, acc, first, later)
                 for r in cutlass.range_constexpr(4):
                     acc[first + r] = Float32(0.0)
 
     @cute.jit
-    def finish(self, weight, partials, epilogue, first_tile: Int32, group_tiles: Int32, rank: Int32, warp: Int32):
+    def finish(self, partials, epilogue, first_tile: Int32, group_tiles: Int32, rank: Int32, warp: Int32):
         """Add what the cluster has put into this CTA's slots, evaluate the tree, store."""
         config = self.config
         if cutlass.const_expr(config.cluster > 1):
             cute.arch.cluster_arrive()
-        fragment = self.owned_fragment(weight, epilogue, first_tile, rank, warp)
+        fragment = self.owned_fragment(epilogue, first_tile, rank, warp)
         # Most warps have one tile: what its epilogue reads is loaded while others still multiply.
         loaded = epilogue.load(fragment)
         if cutlass.const_expr(config.cluster > 1):
@@ -228,14 +254,14 @@ class SmallM:
         if warp < owned:
             epilogue.apply(fragment, loaded, partials.total(warp // config.n_tiles, warp % config.n_tiles))
         for index in cutlass.range(warp + config.warps, owned, config.warps, unroll=1):
-            fragment = self.owned_fragment(weight, epilogue, first_tile, rank, index)
+            fragment = self.owned_fragment(epilogue, first_tile, rank, index)
             sums = partials.total(index // config.n_tiles, index % config.n_tiles)
             epilogue.apply(fragment, epilogue.load(fragment), sums)
 
-    def owned_fragment(self, weight, epilogue, first_tile: Int32, rank: Int32, index: Int32):
+    def owned_fragment(self, epilogue, first_tile: Int32, rank: Int32, index: Int32):
         """Where the 16x8 tile `index` of this CTA's own is in D."""
         tile = first_tile + index // self.config.n_tiles * self.config.cluster + rank
-        return epilogue.fragment(weight.first_row(tile), index % self.config.n_tiles)
+        return epilogue.fragment(first_row(tile, epilogue.lane >> 2), index % self.config.n_tiles)
 
 
 def b_scales_pitch(row_bytes: Int32, layout: str) -> Int32:
