@@ -41,7 +41,7 @@ def sm90_smem(
         shared_operand=stages * operand_n.tile_bytes(config),
         scales=stages * (operand_m.scale_bytes(config) + operand_n.scale_bytes(config)),
         decoded_shared_operand=config.mma_stages * config.tile_n * K_BLOCK * config.mma_blocks * 2,
-        store=config.tile_m * config.tile_n * staged_store // config.store_passes,
+        store=config.tile_m * config.finished_tile().tile_n * staged_store // config.store_passes,
         # Barriers, flags, up to two vectors along n per consumer, and alignment gaps.
         small=4096 + 8 * config.tile_n * config.consumer_groups,
     )

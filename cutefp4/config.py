@@ -14,7 +14,7 @@ Without `swap_ab` register and shared operand are A and B of the GEMM, with it B
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 K_BLOCK = 64
 """Elements of K of one decoded sub-tile: 128 bytes of bf16, one swizzle row."""
@@ -37,6 +37,7 @@ class Sm90Config:
         raster_group: register-operand tiles that neighbouring CTAs share a shared-operand tile over (L2 reuse).
         swap_ab: the GEMM's B is the register operand (small M).
         splits: CTAs that share the K of one output tile; their partial sums are added in a fixed order.
+        split_pair: the two CTAs that share a tile (splits=2) are a cluster, and each finishes half of its columns.
         stream_k: instead of splits: the K of all tiles in one row, cut into equal shares, one per CTA.
         store_passes: laps of its staging ring that a warpgroup makes per tile of D (2 halve the staging memory).
         steps_per_group: wgmma (16 of K each) between two decodes of the register operand: 1, 2 or 4.
@@ -56,6 +57,7 @@ class Sm90Config:
     raster_group: int = 8
     swap_ab: bool = False
     splits: int = 1
+    split_pair: bool = False
     stream_k: bool = False
     store_passes: int = 1
     steps_per_group: int = 2
@@ -105,6 +107,15 @@ class Sm90Config:
     def shares_k(self) -> bool:
         """Whether several CTAs may contribute to one output tile, which takes a workspace."""
         return self.splits > 1 or self.stream_k
+
+    @property
+    def cluster_size(self) -> int:
+        """CTAs that are launched together."""
+        return self.cluster * (2 if self.split_pair else 1)
+
+    def finished_tile(self) -> Sm90Config:
+        """The configuration with the tile that the epilogue of one CTA covers."""
+        return replace(self, tile_n=self.tile_n // 2, splits=1, split_pair=False) if self.split_pair else self
 
     def partial_slots(self, tiles: int, ctas: int) -> int:
         """Workspace slots for partial sums."""

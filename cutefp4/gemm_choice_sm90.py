@@ -170,13 +170,22 @@ class PlannedGemm:
             f"{what} stored by {self.plan.store}",
             f"tile {c.tile_m}x{c.tile_n}x{c.tile_k}, {'B' if c.swap_ab else 'A'} decoded in registers to {c.decode_to}",
             self._shared_operand(),
-            f"{tiles} tiles on {self.sms} SMs: "
-            + ("stream-K, equal shares" if c.stream_k else f"{tiles * c.splits / self.sms:.2f} waves"),
+            f"{tiles} tiles on {self.sms} SMs: {self._shared_k(tiles)}",
             f"estimate {sm90.estimate(c, r.shape(), self.sms):.0f} clocks",
         ]
         if padded != r.k:
             lines.append(f"K = {r.k} is padded to {padded}: rows of codes are copied once per call")
         return "\n".join([*lines, sm90_budget_table(c, *self.plan.operands(), self.plan.staged_store())])
+
+    def _shared_k(self, tiles: int) -> str:
+        """Waves, and how CTAs share K."""
+        c = self.plan.config
+        if c.stream_k:
+            return "stream-K, equal shares"
+        waves = f"{tiles * c.splits / self.sms:.2f} waves"
+        if c.splits == 1:
+            return waves
+        return f"{waves}, {c.splits} CTAs to a tile" + (", each finishes half of it" if c.split_pair else "")
 
     def _shared_operand(self) -> str:
         """How the other operand reaches the tensor cores."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cutefp4.budget_sm90 import SM90_REGISTERS, SM90_SMEM_BYTES, sm90_registers, sm90_smem
-from cutefp4.config import WARPGROUP, Sm90Config, Sm90Operand, store_boxes
+from cutefp4.config import WARPGROUP, Sm90Config, Sm90Operand, store_box_blocks, store_boxes
 
 _CHOICES = {
     "k_blocks": (1, 2, 4),
@@ -30,7 +30,9 @@ def _tile_problems(config: Sm90Config) -> list[str]:
         found.append(f"tile_m={config.tile_m} is not a multiple of 64 * consumer_groups = {rows}")
     for name in ("tile_m", "tile_n"):
         size = getattr(config, name)
-        if size <= 0 or (size % 128 and 128 % size):
+        # A shared operand of 16 bits has no scale tiles; its panels of D are 64 wide.
+        free = name == "tile_n" and config.decode_groups == 0 and size % 64 == 0
+        if size <= 0 or (size % 128 and 128 % size and not free):
             found.append(f"{name}={size} neither divides 128 nor is a multiple of it, the rows of a scale tile")
     if config.tile_n % 8 or not 8 <= config.tile_n <= 256:
         found.append(f"tile_n={config.tile_n} is not a wgmma N: a multiple of 8, at most 256")
@@ -74,6 +76,10 @@ def _role_problems(config: Sm90Config, operands: tuple[Sm90Operand, ...]) -> lis
     found += _serialised(config)
     if config.stream_k and config.splits > 1:
         found.append(f"splits={config.splits} with stream_k; choose one of them")
+    if config.split_pair and (config.splits, config.cluster) != (2, 1):
+        found.append(f"split_pair needs splits=2 and cluster=1, not {config.splits} and {config.cluster}")
+    if config.split_pair and config.tile_n < 32:
+        found.append(f"split_pair halves tile_n={config.tile_n}; at least 32")
     if registers.total(config) > SM90_REGISTERS:
         found.append(f"the roles take {registers.total(config)} registers of {SM90_REGISTERS}")
     return found
@@ -97,6 +103,10 @@ def _serialised(config: Sm90Config) -> list[str]:
 def _store_problems(config: Sm90Config, element_bytes: int) -> list[str]:
     if config.tile_n % (16 if config.swap_ab else 128 // element_bytes):
         return [f"tile_n={config.tile_n} does not fill the panels of a TMA store"]
+    if config.tile_n % (8 * store_box_blocks(config, element_bytes)):
+        return [
+            f"tile_n={config.tile_n} is not cut into boxes of {8 * store_box_blocks(config, element_bytes)} columns"
+        ]
     boxes = store_boxes(config, element_bytes)
     if boxes % config.store_passes:
         return [f"{boxes} boxes of D per warpgroup cannot be stored in {config.store_passes} passes"]
@@ -136,7 +146,7 @@ def sm90_problems(
     if (operand_m.rows, operand_n.rows) != (config.tile_m, config.tile_n):
         found.append(f"operand tiles of {operand_m.rows} and {operand_n.rows} rows are not tile_m and tile_n")
     if staged_store:
-        found += _store_problems(config, staged_store)
+        found += _store_problems(config.finished_tile(), staged_store)
     total = sm90_smem(config, operand_m, operand_n, staged_store).total
     if total > SM90_SMEM_BYTES:
         found.append(f"{total} bytes of shared memory, {SM90_SMEM_BYTES} are available")

@@ -32,6 +32,11 @@ W4A4 = (Sm90Operand(256), Sm90Operand(128))
         ({"load_stages": 12}, "bytes of shared memory"),
         ({"store_passes": 8}, "4 boxes of D per warpgroup cannot be stored in 8 passes"),
         ({"stream_k": True, "splits": 2}, "choose one of them"),
+        ({"split_pair": True}, "needs splits=2 and cluster=1, not 1 and 1"),
+        ({"split_pair": True, "splits": 2, "cluster": 2}, "needs splits=2 and cluster=1, not 2 and 2"),
+        ({"split_pair": True, "splits": 2, "tile_n": 16, "swap_ab": True}, "halves tile_n=16; at least 32"),
+        ({"split_pair": True, "splits": 2, "tile_n": 192, "decode_groups": 0, "swap_ab": True}, "tile_n=96 is not cut"),
+        ({"tile_n": 192}, "tile_n=192 neither divides 128"),
         ({"tile_n": 32, "k_blocks": 2}, "does not fill the panels"),
         ({"decode_groups": 0}, "nobody decodes it"),
         ({"staged": True}, "a staged operand is decoded before the kernel"),
@@ -112,7 +117,7 @@ def test_staging_is_not_worth_it_for_few_rows_of_the_other_operand():
 
 def test_every_field_of_a_configuration_is_part_of_the_key():
     plan = Sm90GemmPlan("sm_90a", Sm90Config(), default_epilogue(1.0))
-    changes = {"decode_to": "bfloat16", "swap_ab": True, "stream_k": True, "staged": True}
+    changes = {"decode_to": "bfloat16", "swap_ab": True, "stream_k": True, "staged": True, "split_pair": True}
     for f in fields(Sm90Config):
         value = changes.get(f.name, getattr(plan.config, f.name) + 1 if f.name not in changes else None)
         assert replace(plan, config=replace(plan.config, **{f.name: value})).key != plan.key, f.name

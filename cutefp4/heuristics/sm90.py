@@ -8,9 +8,10 @@ The candidates are few, and a model of the kernel's time picks one. Its constant
                   in the order of memory it takes longer, and hides less
     memory        bytes / BYTES_PER_CLOCK of one SM
 
-and each work tile costs a fixed time on top. Tiles run in waves of one per SM; with stream-K every SM gets the same
-share of all tiles, and the exchange of partial sums costs a fixed time. Staging an operand costs its bytes, and a
-launch that is mostly hidden.
+and each work tile costs a fixed time on top. Tiles run in waves of one per SM. Where they are few, CTAs share K: as
+many to each tile as run at once, or with stream-K every SM the same share of all tiles. That costs the time to write
+partial sums, to count in, and to read those of the others; two CTAs to a tile may be a pair, each finishing half of it.
+Staging an operand costs its bytes, and a launch that is mostly hidden.
 
 Decoding once per call and multiplying with cuBLAS would cost 2.6 or 4.6 bytes an element of one or both operands and a
 workspace for both; the staged kernel pays for the smaller operand alone.
@@ -73,9 +74,17 @@ warpgroup ptxas then serialises all wgmma (C7513)."""
 SQUARE = replace(WIDE, tile_n=128, store_passes=1)
 """128x128: more tiles, and cheap partial sums."""
 
+THREE = replace(WIDE, tile_n=192, store_passes=1)
+"""128x192, where it leaves fewer empty rows: three panels of D, which two passes do not share. (384, 8192, 8192) 69.4
+us, 128x128 89.2; (192, 8192, 8192) 42.8, 128x256 53.8."""
+
 PAIRS = (replace(WIDE, cluster=2), WIDE)
 """WIDE in pairs and alone: 184 and 184 us staged at 4096^3, 1391 and 1376 at 8192^3, 619 and 628 at (16384, 7168,
 2048); 16-bit activations 726 and 737 at (4096, 8192, 8192)."""
+
+NARROW = (replace(SQUARE, tile_n=64), replace(SQUARE, tile_m=256, tile_n=64, consumer_groups=4))
+"""For 33 to 64 rows: (64, 8192, 8192) in 30.0 and 29.1 us with 2 and 4 CTAs to a tile, everything decoded in the kernel
+(256x64) 30.0. 256x128 by four warpgroups was never best: (128, 8192, 8192) 40.6 us, 128x128 36.7."""
 
 DECODED = Sm90Config(k_blocks=2, mma_stages=3, steps_per_group=2, fragment_registers=16, store_passes=2)
 """W4A4 with everything decoded in the kernel, 256x128: where staging would cost more than it saves."""
@@ -92,26 +101,39 @@ SMALL = (
 )
 """Weights in registers, 16 to 128 rows of activations; the fewest that cover M waste the least."""
 
-PRODUCTS = {128: 1.45, 256: 1.09}
-"""By tile_m * tile_n / 128. Measured: 741 clocks per 64 of K for 128x128, 1110 for 128x256, 1127 for 256x128; the
-tensor core alone would take 512 and 1024."""
-ISSUE_M, ISSUE_N = 4.0, 2.7
-"""Per row of the register operand, and of an operand that decode warps decode. Measured: 1360 clocks for 256x128 with
-decode warps (8192^3), 870 to 1000 for 128x128, 860 to 1110 for 256x16."""
-NATURAL_ROW, NATURAL_PRODUCTS = 3.5, 0.8
+PRODUCTS = {128: 1.36, 192: 1.17, 256: 1.11}
+"""By tile_m * tile_n / 128. Measured: 650 to 700 clocks per 64 of K for 128x128, 1110 to 1150 for 128x256; the tensor
+core alone would take 512 and 1024."""
+ISSUE_M = {2: 4.1, 4: 3.3}
+"""Per row of the register operand, by consumer warpgroups. Measured: 530 clocks for 128x64, 830 for 256x64 (4)."""
+DECODED_M, DECODED_N, DECODED_LEAST = 2.5, 5.5, 3.6
+"""Beside decode warps: per row of both operands, and at least this per row of the register operand. Measured: 860 to
+1110 clocks for 256x16, 1000 for 256x64, 1030 for 128x128, 1360 for 256x128."""
+NATURAL_ROW, NATURAL_PRODUCTS, NATURAL_BLOCK = 2.7, 0.61, 230.0
 """Beside 16-bit activations decoding and products add up: 920 clocks per 64 of K for 256x16, 1060 for 256x32, 570 for
-128x32, 700 for 128x64, 1490 for 256x64, 1000 for 128x128, 1580 to 1780 for 256x128, 1210 for 128x256."""
+128x32, 730 for 128x64, 1230 for 256x64, 850 for 128x128, 1600 for 256x128, 1200 for 128x256."""
 HBM_BYTES_PER_CLOCK, L2_BYTES_PER_CLOCK = 18.0, 45.0
 """Of one SM."""
 TILE_CLOCKS, EPILOGUE_BYTES_PER_CLOCK = 4000.0, 18.0
 """What a work tile costs besides its products: at least the first, and the bytes of its C and D. Measured for 128x256
 (128x128): bf16 4000, with C 6500; fp32 8400, with C 15 000 (6300)."""
-SPLIT_CLOCKS = {128: 8000.0, 256: 33000.0}
-"""By tile_m * tile_n / 128: partial sums of 64 and of 128 KiB. (256, 7168, 16384) took 95 us, of which products,
-tiles and staging explain 76; 24 MB of partial sums may be too much for the L2 cache."""
+WRITE_BYTES_PER_CLOCK, READ_BYTES_PER_CLOCK, ARRIVAL_CLOCKS = 36.0, 42.0, 2900.0
+"""Partial sums, of one SM: to the L2 cache, back, and counting in (1.6 us: the writes must have arrived). From clocks
+read inside the kernel: 128x256 shared by two CTAs at (256, 8192, 8192): 2.3 us writing, 1.5 counting, 1.8 reading;
+128x128 by four at (128, 4096, 4096): 0.9, 1.7 and 2.4."""
+
+PAIR_STORE = 0.6
+"""Of a tile's time, where each CTA of a pair finishes half of it. Measured, pairs and the last one finishing: 51.2 and
+54.1 us at (256, 8192, 8192), 128x256; 35.5 and 36.1 at (128, 8192, 8192), 128x128; beside bf16 53.5 and 55.0."""
+
+STREAM_NARROW = 3500.0
+"""What stream-K costs more than that with few columns: (64, 8192, 8192) 33.8 us instead of 30.0 by two CTAs to a tile,
+(32, 7168, 16384) 38.5 instead of 35.7 by four. Wide tiles read slowly, too: 24 MB of partial sums at (256, 7168,
+16384), 94 us instead of 92.6 by pairs on 112 SMs."""
 
 STREAM_TILES = 200
-"""Most tiles that stream-K is used for. With 256 and 1024 of them (1.9 and 7.8 waves) it took 192 us against 181, and
+"""Most tiles of 128x128 that stream-K is used for, and half as many of 128x256: 128 of these took 128 us at (384, 8192,
+8192), where whole tiles take 89. With 256 and 1024 of them (1.9 and 7.8 waves) it took 192 us against 181, and
 760 against 717: nothing is left over to save, and two tiles per CTA are exchanged."""
 
 STAGING_BYTES_PER_CLOCK = 2500.0
@@ -134,61 +156,96 @@ def _staging_clocks(shape: GemmShape, rows: int) -> float:
 def _block_clocks(config: Sm90Config, rows_n: int) -> float:
     """A tile's time per 64 of K."""
     area, used_n = config.tile_m * config.tile_n, min(config.tile_n, rows_n)
-    packed = 0.5625 * config.tile_m
-    issue = ISSUE_M * config.tile_m
-    if config.natural_order:
-        issue = NATURAL_ROW * config.tile_m + NATURAL_PRODUCTS * area / 32
+    products, packed = area / 32, 0.5625 * config.tile_m
     if config.decode_groups:
         # Operands of few rows come once per tile row: they hardly count beside the other one.
         memory = (packed + 0.5625 * used_n) / HBM_BYTES_PER_CLOCK
-        return max(area / 32, issue + ISSUE_N * config.tile_n, K_BLOCK * memory)
+        issue = max(DECODED_LEAST * config.tile_m, DECODED_M * config.tile_m + DECODED_N * config.tile_n)
+        return max(products, issue, K_BLOCK * memory)
+    if config.natural_order:
+        issue = NATURAL_BLOCK + NATURAL_ROW * config.tile_m + NATURAL_PRODUCTS * products
+    else:
+        issue = ISSUE_M[4 if config.consumer_groups == 4 else 2] * config.tile_m
     memory = max(packed / HBM_BYTES_PER_CLOCK, (packed + 2.0 * used_n / config.cluster) / L2_BYTES_PER_CLOCK)
-    return max(area / 32 * PRODUCTS.get(area // 128, 1.45), issue, K_BLOCK * memory)
+    return max(products * PRODUCTS.get(area // 128, PRODUCTS[128]), issue, K_BLOCK * memory)
+
+
+def _exchange_clocks(config: Sm90Config, others: float, segments: int = 1) -> float:
+    """A CTA writes its partial sums of some tiles, and the last one of a tile reads those of the others."""
+    partial = 4.0 * config.tile_m * config.finished_tile().tile_n
+    return segments * (partial / WRITE_BYTES_PER_CLOCK + ARRIVAL_CLOCKS) + others * partial / READ_BYTES_PER_CLOCK
 
 
 def estimate(config: Sm90Config, shape: GemmShape, sms: int = SMS) -> float:
     """Clocks of a GEMM, without the launch."""
     rows_n = shape.m if config.swap_ab else shape.n
     units, slots = _tiles(config, shape), max(1, sms // config.cluster)
-    block, stages = _block_clocks(config, rows_n), -(-shape.k // config.tile_k)
+    block, stages = config.k_blocks * _block_clocks(config, rows_n), -(-shape.k // config.tile_k)
     before = _staging_clocks(shape, rows_n) if config.staged else 0.0
     moved = config.tile_m * config.tile_n * (shape.staged_store + shape.staged_tile)
     per_tile = max(TILE_CLOCKS, moved / EPILOGUE_BYTES_PER_CLOCK)
     if config.stream_k:
-        per_cta = units * stages / min(units * stages, slots)
-        parts = 1 + per_cta / stages
-        exchange = SPLIT_CLOCKS.get(config.tile_m * config.tile_n // 128, 4000.0)
-        return before + per_cta * config.k_blocks * block + parts * per_tile + exchange
-    waves = -(-units // slots)
-    return before + waves * (stages * config.k_blocks * block + per_tile)
+        ctas = min(units * stages, slots)
+        tiles, wide = max(1.0, units / ctas), max(1.0, config.tile_n / 128)
+        exchange = _exchange_clocks(config, (1 + ctas / units) * wide, 2) + STREAM_NARROW * (config.tile_n <= 64)
+        return before + units * stages / ctas * block + tiles * per_tile + exchange
+    if config.split_pair:
+        per_tile *= PAIR_STORE
+    waves, share = -(-units * config.splits // slots), -(-stages // config.splits)
+    exchange = _exchange_clocks(config, config.splits - 1) if config.splits > 1 else 0.0
+    return before + waves * (share * block + per_tile + exchange)
 
 
-def candidates(shape: GemmShape, batch_invariant: bool = False) -> list[Sm90Config]:
-    """Configurations worth comparing for a shape, with and without stream-K; all of them legal."""
-    a4 = shape.activations == "nvfp4"
-    decode_to = "float16" if a4 else shape.activations
-    sixteen_bits = [replace(c, staged=a4) for c in (*PAIRS, SQUARE)]
-    swapped = [replace(c, swap_ab=True) for c in sixteen_bits]
-    if shape.halves_columns:
-        bases = [*sixteen_bits, DECODED]
-    elif batch_invariant:
-        bases = [replace(WIDE, swap_ab=True, staged=a4)]
-    else:
-        small = [c for c in SMALL if c.tile_n == 16 or c.tile_n < 2 * shape.m]
-        bases = [*sixteen_bits, *swapped, *small, DECODED] if a4 else [*swapped, *(direct(c) for c in small)]
+def candidates(shape: GemmShape, batch_invariant: bool = False, sms: int = SMS) -> list[Sm90Config]:
+    """Configurations worth comparing for a shape, with and without sharing K; all of them legal."""
     found = []
-    for base in bases:
+    for base in _bases(shape, batch_invariant):
         operands = shape.operands(base)
         # D of fp32 takes twice the staging memory. C is loaded while a tile is multiplied only as far as the ring
         # holds it: bf16, 4096^3, one pass 191.6 us, two 193.2, four 201.2; without C 186.3, 185.8 and 187.3.
         passes = (1 if shape.staged_tile else base.store_passes) * (2 if shape.staged_store == 4 else 1)
-        config = replace(base, decode_to=decode_to, store_passes=passes)
-        config = with_most_stages(config, *operands, shape.staged_store)
+        config = with_most_stages(replace(base, store_passes=passes), *operands, shape.staged_store)
         if sm90_problems(config, *operands, shape.staged_store):
             continue
         found.append(config)
-        if not batch_invariant and base.swap_ab and _tiles(config, shape) * config.cluster <= STREAM_TILES:
-            found.append(replace(config, stream_k=True))
+        if base.swap_ab and not batch_invariant:
+            found += _sharing_k(config, shape, sms)
+    return found
+
+
+def _bases(shape: GemmShape, batch_invariant: bool) -> list[Sm90Config]:
+    """Tiles worth comparing, before their stages are counted."""
+    a4 = shape.activations == "nvfp4"
+    sixteen_bits = [replace(c, staged=a4) for c in (*PAIRS, SQUARE)]
+    narrow = [replace(c, staged=a4, swap_ab=True) for c in NARROW if c.tile_n < 2 * shape.m]
+    if -(-shape.m // 192) * 192 < -(-shape.m // 256) * 256:
+        sixteen_bits.append(replace(THREE, staged=a4))
+    swapped = [replace(c, swap_ab=True) for c in sixteen_bits]
+    if shape.halves_columns:
+        bases = [*sixteen_bits[:3], DECODED]
+    elif batch_invariant:
+        bases = [replace(WIDE, swap_ab=True, staged=a4)]
+    else:
+        small = [c for c in SMALL if c.tile_n == 16 or c.tile_n < 2 * shape.m]
+        bases = (
+            [*sixteen_bits[:3], *swapped, *narrow, *small, DECODED] if a4 else [*swapped, *(direct(c) for c in small)]
+        )
+    return [replace(base, decode_to="float16" if a4 else shape.activations) for base in bases]
+
+
+def _sharing_k(config: Sm90Config, shape: GemmShape, sms: int) -> list[Sm90Config]:
+    """The configuration with K shared: by stream-K, and by as many CTAs to a tile as run at the same time."""
+    tiles = _tiles(config, shape) * config.cluster
+    splits = min(sms // tiles, -(-shape.k // config.tile_k))
+    area = config.tile_m * config.tile_n // 128
+    found = [replace(config, stream_k=True)] if tiles * max(area, 128) <= STREAM_TILES * 128 else []
+    if splits > 1:
+        found.append(replace(config, splits=splits))
+    if splits == 2:
+        # Half of D is staged, in as much memory.
+        pair = replace(config, splits=2, split_pair=True, store_passes=max(1, config.store_passes // 2))
+        pair = with_most_stages(pair, *shape.operands(pair), shape.staged_store)
+        found += [] if sm90_problems(pair, *shape.operands(pair), shape.staged_store) else [pair]
     return found
 
 
@@ -203,4 +260,4 @@ def choose(shape: GemmShape, sms: int = SMS, batch_invariant: bool = False) -> S
     With `batch_invariant` the result does not depend on m: one tile shape, K never split, so that every row of D is
     summed in the same order whatever else is in the batch.
     """
-    return min(candidates(shape, batch_invariant), key=lambda config: estimate(config, shape, sms))
+    return min(candidates(shape, batch_invariant, sms), key=lambda config: estimate(config, shape, sms))

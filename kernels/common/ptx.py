@@ -196,6 +196,11 @@ def load_changing(where: Int64) -> Uint32:
     return asm("ld.relaxed.gpu.global.b32 $0, [$1];", Uint32, where, effect=True)
 
 
+def load_acquire(where: Int64) -> Uint32:
+    """One word that another CTA releases."""
+    return asm("ld.acquire.gpu.global.b32 $0, [$1];", Uint32, where, effect=True)
+
+
 def load_byte(where: Int64, valid: Boolean) -> Uint32:
     """One byte, zero-extended; 0 if not valid."""
     text = "{ .reg .pred p; setp.ne.u32 p, $2, 0; mov.b32 $0, 0; @p ld.global.nc.u8 $0, [$1]; }"

@@ -42,6 +42,7 @@ from cutefp4.gemm_plan import Sm90GemmPlan
 
 from ..common.barriers import Ring, RingSpec
 from ..epilogue import tile as tile_epilogue
+from ..epilogue.split_pair import SplitPair
 from ..epilogue.staged_store import matrix_tma
 from ..scheduler import ClusterScheduler, StaticScheduler, StreamKScheduler, first_and_step
 from .arguments import fake_arguments
@@ -88,11 +89,12 @@ class Sm90Gemm:
         self.size = stage_bytes(plan)
         acc_exponent = self.format.product_exponent * (2 if plan.activations == "nvfp4" else 1)
         self.epilogue = tile_epilogue.EpilogueSpec(plan.epilogue, acc_exponent, plan.store, plan.load)
-        config, element = plan.config, plan.staged_store()
+        config, element = plan.config.finished_tile(), plan.staged_store()
         self.store_bytes = config.tile_m * config.tile_n * element // config.store_passes
         self.tile_slots = config.consumer_groups * store_slots(config, element) if element else 0
         vectors = tile_epilogue.n_vectors(plan.epilogue, plan.config.swap_ab)
-        self.vector_floats = vectors * plan.config.tile_n * plan.config.consumer_groups
+        self.vector_floats = vectors * config.tile_n * config.consumer_groups
+        self.finished = config
 
     @cute.jit
     def __call__(self, a, a_scales, b, b_scales, epilogue_tensors, sms: Int32, stream):
@@ -126,6 +128,8 @@ class Sm90Gemm:
         tiles_n = cute.ceil_div(rows_n, config.tile_n)
         k_stages = cute.ceil_div(bytes_k * 2, config.tile_k)
         clusters = sms // config.cluster
+        if cutlass.const_expr(config.split_pair):
+            clusters -= sms % 2
         if cutlass.const_expr(config.stream_k):
             scheduler = StreamKScheduler(tiles_m, tiles_n, l, k_stages, config.raster_group, clusters)
         else:
@@ -147,7 +151,7 @@ class Sm90Gemm:
         ).launch(
             grid=[scheduler.ctas(clusters) * config.cluster, 1, 1],
             block=[config.threads, 1, 1],
-            cluster=[config.cluster, 1, 1],
+            cluster=[config.cluster_size, 1, 1],
             min_blocks_per_mp=1,
             use_pdl=config.staged,
             stream=stream,
@@ -161,11 +165,11 @@ class Sm90Gemm:
         name = tile_epilogue.staged_tile(self.plan.epilogue, element) if self.plan.load == "tma" else ""
         if name:
             tile = tensors[self.plan.tensor_names().index(name)]
-            load = matrix_tma(tile, self.config, cpasync.CopyBulkTensorTileG2SOp())
-        store = matrix_tma(tensors[0], self.config, cpasync.CopyBulkTensorTileS2GOp())
+            load = matrix_tma(tile, self.finished, cpasync.CopyBulkTensorTileG2SOp())
+        store = matrix_tma(tensors[0], self.finished, cpasync.CopyBulkTensorTileS2GOp())
         if self.plan.store == "tma":
             return store, load, ()
-        return store, load, matrix_tma(tensors[0], self.config, cpasync.CopyReduceBulkTensorTileS2GOp())
+        return store, load, matrix_tma(tensors[0], self.finished, cpasync.CopyReduceBulkTensorTileS2GOp())
 
     @cute.kernel
     def kernel(self, tma_m, tma_n, tma_d, compact_tensors, tiled_mma, epilogue_tensors, sizes, scheduler):
@@ -233,9 +237,14 @@ class Sm90Gemm:
         cute.arch.setmaxregister_increase(self.registers.consumer)
         tensors = dict(zip(self.plan.tensor_names(), epilogue_tensors, strict=True))
         epilogue = tile_epilogue.bind(
-            self.epilogue, self.config, tensors, sizes, storage, tma_d, consumer, thread % 128
+            self.epilogue, self.finished, tensors, sizes, storage, tma_d, consumer, thread % 128
         )
-        self.consumer_role(scheduler, (load_ring, mma_ring), storage, tiled_mma, epilogue, consumer, thread % 128)
+        rings, pair = (load_ring, mma_ring), ()
+        if self.config.split_pair:
+            pair = SplitPair(
+                tensors["partials"], tensors["counters"], storage.flags, self.config, consumer, thread % 128
+            )
+        self.consumer_role(scheduler, rings, storage, tiled_mma, (epilogue, pair), consumer, thread % 128)
 
     def compact_loaders(self, tensors: tuple, storage, thread: Int32) -> list:
         """(side, loader) of the operands with compact scales."""
@@ -249,9 +258,9 @@ class Sm90Gemm:
         ]
 
     @cute.jit
-    def consumer_role(self, scheduler, rings, storage, tiled_mma, epilogue, consumer: Int32, thread: Int32):
+    def consumer_role(self, scheduler, rings, storage, tiled_mma, endings, consumer: Int32, thread: Int32):
         """Mainloop and epilogue of one consumer warpgroup for every work tile of this CTA."""
-        config = self.config
+        config, (epilogue, pair) = self.config, endings
         layout = decoded_layout(config, self.format.dtype)
         pointer = cute.recast_ptr(storage.decoded_n, layout.inner, dtype=self.format.dtype)
         mma = WarpgroupMma(tiled_mma, cute.make_tensor(pointer, layout.outer), config)
@@ -262,9 +271,15 @@ class Sm90Gemm:
         tiles = Int32(0)
         for index in cutlass.range(first, scheduler.total(), step, unroll=1):
             work = scheduler.work(index)
-            prefetched = epilogue.prefetch(work)
+            if cutlass.const_expr(config.split_pair):
+                mine = pair.half(work)
+            else:
+                mine = work
+            prefetched = epilogue.prefetch(mine)
             states = mainloop(work, mma, reader, rings, states, self.size, thread % 32)
-            if cutlass.const_expr(config.stream_k):
+            if cutlass.const_expr(config.split_pair):
+                tiles = epilogue.store_tile(mine, pair.exchange(work, mma.acc), prefetched, tiles)
+            elif cutlass.const_expr(config.stream_k):
                 if work.k_count > 0:
                     tiles = epilogue.store_tile(work, mma.acc, prefetched, tiles)
             else:

@@ -16,6 +16,11 @@ SHARED_K = {
     "stream": replace(sm90.SMALL[1], stream_k=True),
     "staged_splits": replace(sm90.SQUARE, swap_ab=True, staged=True, splits=3),
     "staged_stream": replace(sm90.SQUARE, swap_ab=True, staged=True, stream_k=True),
+    "narrow_splits": replace(sm90.NARROW[1], swap_ab=True, staged=True, splits=2),
+    "pair": replace(sm90.SMALL[4], splits=2, split_pair=True),
+    "thin_pair": replace(sm90.SMALL[3], splits=2, split_pair=True),
+    "staged_pair": replace(sm90.SQUARE, swap_ab=True, staged=True, splits=2, split_pair=True),
+    "wide_pair": replace(sm90.WIDE, staged=True, splits=2, split_pair=True, store_passes=1),
     "staged_stream_pairs": replace(sm90.PAIRS[0], swap_ab=True, staged=True, stream_k=True),
 }
 
@@ -41,6 +46,10 @@ LARGE = {
     "wide_bf16": replace(sm90.WIDE, staged=True, decode_to="bfloat16", k_blocks=1),
     "wide_long": replace(sm90.WIDE, staged=True, k_blocks=4, store_passes=4),
     "square_pairs": replace(sm90.SQUARE, staged=True, cluster=2, steps_per_group=1),
+    "three": replace(sm90.THREE, staged=True, swap_ab=True),
+    "three_pairs": replace(sm90.THREE, staged=True, cluster=2),
+    "wide_split_pair": replace(sm90.WIDE, staged=True, swap_ab=True, splits=2, split_pair=True, store_passes=1),
+    "narrow": replace(sm90.NARROW[1], staged=True, swap_ab=True),
     "tall": replace(sm90.WIDE, staged=True, tile_m=256, tile_n=128, fragment_registers=32),
     "decoded": sm90.DECODED,
     "decoded_bf16": replace(sm90.DECODED, decode_to="bfloat16", store_passes=1, mma_stages=2),

@@ -98,6 +98,8 @@ static void stuck(Machine *m, int kind, const char *what)
 
 /* ---- rounds */
 
+#define POLLING_STEPS 20000 /* warp instructions without a side effect after which everybody gets a turn */
+
 static int run_warp(Machine *m, Warp *w)
 {
     const Personality *p = &m->mood;
@@ -140,8 +142,11 @@ int run_grid(Machine *m)
     while (!m->fatal) {
         launch_clusters(m);
         if (!m->n_clusters) return 0;
-        u32 ran = pass(m, 0);
+        /* Warps that only poll memory do not keep starved warps and copies waiting for ever. */
+        int polling = m->time > m->progress && m->time - m->progress > POLLING_STEPS;
+        u32 ran = pass(m, polling);
         if (!ran && m->mood.starved_warps) ran = pass(m, 1);
+        if (polling) async_advance(m, 1);
         if (m->fatal) break;
         if (m->eager && m->n_ops) async_drain(m);
         if (!ran && !async_advance(m, 1) && !retire_clusters(m)) {
