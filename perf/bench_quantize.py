@@ -1,63 +1,60 @@
-"""Speed of the quantisation kernels: python -m perf.bench_quantize [--only PART] [--small] [--baseline | --static]
-[--out STEM]
+"""Speed of the quantisation kernels: parts of `cutefp4 bench quantize`, with every column.
 
-The cases are those of `cutefp4 bench quantize` (cutefp4/cli/bench/quantize.py); this program runs parts of them.
-`--baseline` adds torch.compile of the oracle; `--static` writes registers, spills and SASS instructions per element
-instead, and needs no GPU.
+python -m perf.bench_quantize                     (16384, 6144): all modes, producers, dequantise
+python -m perf.bench_quantize --only 4over6       modes whose name contains the text
+python -m perf.bench_quantize --small             further shapes
+python -m perf.bench_quantize --baseline          also torch.compile of the oracle
+python -m perf.bench_quantize --static            no GPU: registers, spills and SASS instructions per element
 """
 
 from __future__ import annotations
 
 import argparse
 
-from cutefp4.cli.bench import producers, quantize
-from cutefp4.compile_report import compile_report
-from cutefp4.quant_plan import AmaxPlan, BlockMath, CastRowsPlan, CastTilesPlan, HadamardAmaxPlan
+import torch
+
+from cutefp4 import emulator, ops_quantize
+from cutefp4.cli.bench import kernel_columns, producers, quantize
+from cutefp4.cli.bench.session import plans_of
+from cutefp4.layer_plans import SMS
 from cutefp4.timing import Table
+from perf.cuda_on_cpu import cuda_on_cpu
 
+ARCH = "sm_90a"
 COLUMNS = (
-    "gb_per_s",
-    "percent_of_copy",
-    "ratio",
-    "ratio_target",
-    "target_us",
-    "times_faster",
-    "same_bytes",
-    "registers",
-    "spills",
-    "sass_per_element",
-)
+    "gb_per_s", "percent_of_copy", "ratio", "ratio_target", "target_us", "times_faster", "same_bytes",
+    "registers", "spills", "sass_instructions", "sass_per_element",
+)  # fmt: skip
 
 
-def report_kernels(table: Table) -> None:
-    """Registers, spills and SASS instructions of the kernels behind the cases; needs no GPU."""
-    te, token = BlockMath(), BlockMath("per_token")
-    fours = BlockMath("te", 256, "nearest", "mae", "fast")
-    plans = {
-        "rowwise token": CastRowsPlan("sm_90a", "bfloat16", token, "token", False, "tiled"),
-        "rowwise tensor": CastTilesPlan("sm_90a", "bfloat16", te, "tensor", "tiled", columnwise=False),
-        "both tensor": CastTilesPlan("sm_90a", "bfloat16", te, "tensor", "tiled"),
-        "both token": CastTilesPlan("sm_90a", "bfloat16", token, "token", "tiled"),
-        "both 2d": CastTilesPlan("sm_90a", "bfloat16", te, "tensor", "tiled", block="2d"),
-        "both RHT + SR": CastTilesPlan(
-            "sm_90a", "bfloat16", BlockMath(rounding="stochastic"), "tensor", "tiled", rht="bf16"
-        ),
-        "4over6 fast rowwise": CastTilesPlan("sm_90a", "bfloat16", fours, "tensor", "tiled", columnwise=False),
-        "amax rows + columns": AmaxPlan("sm_90a", "bfloat16", rows=True, columns=True),
-        "amax Hadamard": HadamardAmaxPlan("sm_90a", "bfloat16", "bf16", "tensor", "tensor"),
-    }
-    for name, plan in plans.items():
-        report = compile_report(plan)
-        # Elements that a thread encodes in one pass over the code: 16 a block, both directions counted as one element.
-        elements = 16 * plan.blocks_per_thread if isinstance(plan, CastRowsPlan) else 64
-        instructions = sum(report.kernels[0].instructions.values())
-        table.add(
-            {"shape": "static", "variant": name},
-            registers=report.kernels[0].registers,
-            spills=report.spills,
-            sass_instructions=instructions,
-            sass_per_element=round(instructions / elements, 1),
-        )
+def static(table: Table, only: str) -> None:
+    """The kernels behind the modes, as they would be launched on an H200; nothing runs."""
+    m, n = quantize.SHAPE
+    with emulator.device(ARCH, sms=SMS[ARCH]), cuda_on_cpu(ARCH, SMS[ARCH]):
+        x = torch.zeros(m, n, dtype=torch.bfloat16)
+        rows, columns, inputs = torch.ones(m), torch.ones(n), producers.Inputs.empty(m, n)
+        calls = {c.name: lambda c=c: c.run(x) for c in quantize.cases(rows[0], columns, rows, m)}
+        own = {name: run for name, (_, run) in producers.CASES.items() if "unfused" not in name}
+        calls |= {name: lambda run=run: run(inputs) for name, run in own.items()}
+        operands: list = []
+        plans_of(lambda: operands.append(ops_quantize.quantize(x, quantize.TOKEN)[0]))
+        calls["dequantise"] = lambda: ops_quantize.dequantize(operands[0], x.dtype)
+        made = kernel_columns.of_calls({name: call for name, call in calls.items() if only in name})
+    for name, row in made.items():
+        table.add({"shape": f"{m}x{n}", "variant": name}, **row)
+
+
+def timed(table: Table, arguments: argparse.Namespace) -> None:
+    """Everything that needs the GPU."""
+    quantize.bench_shape(table, *quantize.SHAPE, arguments.only)
+    if not arguments.only:
+        producers.bench_producers(table, *quantize.SHAPE)
+        quantize.bench_dequantize(table, *quantize.SHAPE)
+    if arguments.small:
+        for m, n in quantize.SMALL:
+            quantize.bench_shape(table, m, n, "rowwise")
+    if arguments.baseline:
+        quantize.bench_baseline(table, *quantize.SHAPE)
 
 
 def main() -> None:
@@ -70,27 +67,12 @@ def main() -> None:
     parser.add_argument("--out", default="perf/results/quantize")
     arguments = parser.parse_args()
     table = Table()
-    if arguments.static:
-        report_kernels(table)
-    else:
-        measure_all(table, arguments)
+    static(table, arguments.only) if arguments.static else timed(table, arguments)
     for row in table.rows:
         extra = [f"{name} {row[name]}" for name in COLUMNS if row.get(name) is not None]
-        print(f"{row['shape']:12} {row['variant']:36} {row.get('median_us', 0):9.2f} us   {', '.join(extra)}")
+        time = f"{row['median_us']:9.2f} us   " if "median_us" in row else ""
+        print(f"{row['shape']:12} {row['variant']:36} {time}{', '.join(extra)}")
     print(*table.write(arguments.out))
-
-
-def measure_all(table: Table, arguments: argparse.Namespace) -> None:
-    """Everything that needs the GPU."""
-    quantize.bench_shape(table, 16384, 6144, arguments.only)
-    if not arguments.only:
-        producers.bench_producers(table, 16384, 6144)
-        quantize.bench_dequantize(table, 16384, 6144)
-    if arguments.small:
-        for m, n in quantize.SMALL:
-            quantize.bench_shape(table, m, n, "rowwise")
-    if arguments.baseline:
-        quantize.bench_baseline(table, 16384, 6144)
 
 
 if __name__ == "__main__":

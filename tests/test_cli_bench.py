@@ -305,6 +305,19 @@ def test_the_kernels_behind_a_row():
     assert found["with amax"]["sass_instructions"] > found["token"]["sass_instructions"]
 
 
+def test_a_kernel_that_cannot_be_read_costs_no_times(monkeypatch, capsys):
+    def unreadable(plan):
+        raise KeyError("no such section")
+
+    monkeypatch.setattr(kernel_columns, "resources", unreadable)
+    monkeypatch.setattr(kernel_columns, "_known", {})
+    with emulator.device("sm_90a", sms=2):
+        x = matrix(64, 256)
+        row = kernel_columns.of_calls({"token": lambda: ops_quantize.quantize(x, quantize.TOKEN)})["token"]
+    assert row == {"registers": None, "spills": None, "sass_instructions": None}
+    assert "no such section" in capsys.readouterr().err
+
+
 def test_every_quantising_plan_says_how_many_elements_a_thread_handles():
     with emulator.device("sm_90a", sms=2), cuda_on_cpu("sm_90a", 2):
         found = quantize.plans(quick=True)

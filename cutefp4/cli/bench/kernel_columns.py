@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from cutefp4 import quant_plan as plans
+from cutefp4.cli import output
 from cutefp4.cli.bench.session import plans_of
 from cutefp4.cli.resources import resources
 from cutefp4.plan import Plan
@@ -46,8 +47,17 @@ def of_plans(found: Iterable[Plan]) -> list[dict[str, Any]]:
     found = list(found)
     missing = [plan for plan in dict.fromkeys(found) if plan not in _known]
     with ThreadPoolExecutor() as pool:
-        _known.update(zip(missing, pool.map(resources, missing), strict=True))
+        _known.update(zip(missing, pool.map(_resources, missing), strict=True))
     return [_known[plan] for plan in found]
+
+
+def _resources(plan: Plan) -> dict[str, Any]:
+    """`resources`, or empty columns: what cannot be read about a kernel must not cost its times."""
+    try:
+        return resources(plan)
+    except Exception as error:
+        output.note(f"{plan.describe()}: no registers and instructions: {type(error).__name__}: {error}")
+        return {"registers": None, "spills": None, "instructions": None}
 
 
 def columns(found: Iterable[Plan]) -> dict[str, Any]:
@@ -55,10 +65,11 @@ def columns(found: Iterable[Plan]) -> dict[str, Any]:
     those per element: the kernel's code, its prologue included, over the elements that a thread handles with it."""
     found = list(found)
     made = of_plans(found)
-    row: dict[str, Any] = {"registers": max((m["registers"] for m in made), default=None)}
-    for name, total in (("spills", "spills"), ("sass_instructions", "instructions")):
-        values = [m[total] for m in made]
-        row[name] = None if None in values else sum(values)
+    row: dict[str, Any] = {}
+    for name, of, total in (("registers", "registers", max), ("spills", "spills", sum),
+                            ("sass_instructions", "instructions", sum)):  # fmt: skip
+        values = [m[of] for m in made]
+        row[name] = None if None in values or not values else total(values)
     shares = [(m["instructions"], elements_per_pass(plan)) for m, plan in zip(made, found, strict=True)]
     if shares and all(None not in share for share in shares):
         row["sass_per_element"] = round(sum(instructions / elements for instructions, elements in shares), 1)
