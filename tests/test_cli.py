@@ -283,3 +283,19 @@ def test_replacing_linears_reaches_every_layer(encoder):
     embedding = encoder.embed(encoder.tokenize(["one", "two words"]), linear)
     assert seen == encoder.linear_names() and isinstance(encoder, SentenceEncoder)
     assert math.isclose(float(embedding[0].norm()), 1, rel_tol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "typed, found",
+    [
+        ("cutefp4 sweep --layout N", {"NN", "NT"}),
+        ("cutefp4 sweep --layout TN,N", {"TN,NN", "TN,NT"}),
+        ("cutefp4 sweep --shape qw", {"qwen3-8b", "qwen3-32b"}),
+        ("cutefp4 bench li", {"linear-step"}),
+        ("cutefp4 verify --arch sm_9", {"sm_90a"}),
+    ],
+)
+def test_the_shell_completes_values(typed, found):
+    environment = {"_CUTEFP4_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    result = CliRunner().invoke(cli.app, [], prog_name="cutefp4", env=environment)
+    assert set(result.stdout.split()) == found

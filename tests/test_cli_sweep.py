@@ -5,9 +5,15 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from dataclasses import fields, replace
 
+import psutil
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -180,6 +186,12 @@ def test_explain_as_text_and_json():
     assert {"count", "reason", "example"} == set(data["refused"][0])
 
 
+def test_lists_of_layouts_recipes_and_epilogues():
+    arguments = ("--shape", "64x128x256", "--layout", "TN,NT", "--recipe", "te,per_token", "--epilogue", "none,bias")
+    data = json.loads(invoke("--arch", "sm_100a", *arguments, "--explain", "--json").stdout)
+    assert len({case["case"] for case in data}) == len(data) == 8
+
+
 # ---------------------------------------------------------------- predictions
 
 
@@ -344,6 +356,21 @@ def test_killed_after_the_first_case_its_results_are_there(emulated_gpu, monkeyp
     invoke(*WHOLE)
     (kept,) = tmp_path.glob("results/*/*-sweep.json")
     assert len(json.loads(kept.read_text())["cases"]) == 1
+
+
+def test_ctrl_c_while_compiling_ends_the_program_and_its_processes(tmp_path):
+    arguments = ("sweep", "--arch", "sm_90a", "--shape", "64x128x256", "--limit", "2", "--workers", "2")
+    environment = {**os.environ, "CUTEFP4_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", "from cutefp4.cli import main; main()", *arguments]
+    program = subprocess.Popen(command, env=environment, stdout=-1, stderr=-1, text=True)
+    begin = time.monotonic()
+    while len(workers := psutil.Process(program.pid).children()) < 2 and time.monotonic() - begin < 120:
+        time.sleep(0.1)
+    program.send_signal(signal.SIGINT)
+    said, errors = program.communicate(timeout=60)
+    assert len(workers) == 2 and program.returncode == 130, errors
+    assert "interrupted" in errors and "Traceback" not in errors and said == ""
+    assert not psutil.wait_procs(workers, timeout=20)[1]
 
 
 def test_a_wrong_configuration_cannot_win(monkeypatch, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,16 @@ def require_writable(*paths: Path | None) -> None:
 
 def _unwritable(path: Path, error: OSError) -> UnsupportedError:
     return UnsupportedError(f"{path}: {error}", "a file that can be written", "choose another place")
+
+
+def complete(*words: str) -> Callable[[str], list[str]]:
+    """For the completion of an option: the words that begin with what was typed, or with its part behind a comma."""
+
+    def found(incomplete: str) -> list[str]:
+        before, comma, last = incomplete.rpartition(",")
+        return [before + comma + word for word in words if word.startswith(last)]
+
+    return found
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -35,7 +35,10 @@ def verify(
     full: Annotated[bool, typer.Option("--full", help="Everything: tens of minutes on two cores, per arch.")] = False,
     arch: Annotated[
         list[str] | None,
-        typer.Option(help=f"{', '.join(ARCHS)}; may be repeated. Default: this machine's GPU, else the first two."),
+        typer.Option(
+            help=f"{', '.join(ARCHS)}; may be repeated. Default: this machine's GPU, else the first two.",
+            autocompletion=output.complete(*ARCHS),
+        ),
     ] = None,
     area: Annotated[list[str] | None, typer.Option(help="Only this area of the table; may be repeated.")] = None,
     case: Annotated[

@@ -63,7 +63,13 @@ def register(app: typer.Typer) -> None:
 
 
 def bench(
-    what: Annotated[str, typer.Argument(help=f"{', '.join(WHATS)}, all, predict or report.")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            help=f"{', '.join(WHATS)}, all, predict or report.",
+            autocompletion=output.complete(*WHATS, "all", "predict", "report"),
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder of results; tables go to README.md beside it.")] = OUT,
     quick: Annotated[bool, typer.Option("--quick", help="A few cases and rounds: does everything run?")] = False,
     budget: Annotated[float, typer.Option(help="Seconds after which no further case starts; 0: no limit.")] = 0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
@@ -48,6 +49,7 @@ interleaved with cuBLAS on the same values, the L2 cache overwritten before each
 - `cutefp4 sweep --arch sm_100a` : no such GPU needed: registers, spills, budgets and a predicted time
 - `cutefp4 sweep --arch sm_90a --shape 64x256x512 --check emulator` : also run each in the emulator
 
+Layouts, kinds, recipes and epilogues may be lists: `--layout TN,NN --epilogue none,bias`.
 Models: {", ".join(MODELS)}; one layer of a model: `deepseek-v3/o`.
 Exit codes: 0 all right, 1 a configuration was wrong or did not compile, 2 a mistake in the arguments, 130 interrupted.
 """
@@ -61,16 +63,42 @@ def register(app: typer.Typer) -> None:
 def sweep(
     shape: Annotated[
         list[str] | None,
-        typer.Option(help="MxNxK of a linear layer; lists 1,16 and ranges 128:4096[:step]; or a model. Repeatable."),
+        typer.Option(
+            help="MxNxK of a linear layer; lists 1,16 and ranges 128:4096[:step]; or a model. Repeatable.",
+            autocompletion=output.complete(*MODELS, *FIVE),
+        ),
     ] = None,
     tokens: Annotated[str, typer.Option(help="M for models.")] = "1,16,4096",
     layout: Annotated[
-        str, typer.Option(help=f"{', '.join(LAYOUTS)}: forward, input gradient, weight gradient.")
+        str,
+        typer.Option(
+            help=f"{', '.join(LAYOUTS)}: forward, input gradient, weight gradient.",
+            autocompletion=output.complete(*LAYOUTS),
+        ),
     ] = "TN",
-    kind: Annotated[str, typer.Option(help=f"{', '.join(KINDS)}: both operands packed, or bf16 activations.")] = "w4a4",
-    recipe: Annotated[str, typer.Option(help=f"Outer scales: {', '.join(NAMED)}.")] = "per_token",
-    epilogue: Annotated[str, typer.Option(help=f"After the outer scales: {', '.join(EPILOGUES)}.")] = "none",
-    arch: Annotated[str, typer.Option(help=f"{', '.join(ARCHS)}. Default: this GPU's. Another one: predictions.")] = "",
+    kind: Annotated[
+        str,
+        typer.Option(
+            help=f"{', '.join(KINDS)}: both operands packed, or bf16 activations.",
+            autocompletion=output.complete(*KINDS),
+        ),
+    ] = "w4a4",
+    recipe: Annotated[
+        str, typer.Option(help=f"Outer scales: {', '.join(NAMED)}.", autocompletion=output.complete(*NAMED))
+    ] = "per_token",
+    epilogue: Annotated[
+        str,
+        typer.Option(
+            help=f"After the outer scales: {', '.join(EPILOGUES)}.", autocompletion=output.complete(*EPILOGUES)
+        ),
+    ] = "none",
+    arch: Annotated[
+        str,
+        typer.Option(
+            help=f"{', '.join(ARCHS)}. Default: this GPU's. Another one: predictions.",
+            autocompletion=output.complete(*ARCHS),
+        ),
+    ] = "",
     sms: Annotated[int, typer.Option(help="Multiprocessors, for predictions; 0: of the usual GPU.")] = 0,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="FIELD=V,V", help="Values of a field. Repeatable.")
@@ -81,7 +109,10 @@ def sweep(
     explain: Annotated[
         bool, typer.Option("--explain", help="Say what is legal and why the rest is not; stop.")
     ] = False,
-    check: Annotated[str, typer.Option(help="Of predictions: none, or emulator (small shapes).")] = "auto",
+    check: Annotated[
+        str,
+        typer.Option(help="Of predictions: none, or emulator (small shapes).", autocompletion=output.complete(*CHECKS)),
+    ] = "auto",
     budget: Annotated[float, typer.Option(help="Seconds, shared by the cases; 0: no limit.")] = 0,
     out: Annotated[
         Path | None,
@@ -113,7 +144,8 @@ def sweep(
     if plot is not None or html is not None:
         require_plots(plot or Path("plot.png"))
     shapes = parse(shape or list(FIVE), tokens)
-    cases = [Case(name, *sizes, kind, recipe, epilogue) for sizes in shapes for name in layout.split(",")]
+    named = itertools.product(*(names.split(",") for names in (layout, kind, recipe, epilogue)))
+    cases = [Case(name, *sizes, *rest) for sizes, (name, *rest) in itertools.product(shapes, list(named))]
     given = _axes(set_ or [])
     sms = sms if not timed else launch.sm_count(torch.device("cuda", torch.cuda.current_device()))
     pairs = [(target_for(arch, case, sms), case) for case in cases]
@@ -124,16 +156,11 @@ def sweep(
         for case in cases:
             check_emulated_size(case)
     store = Store(results, resume) if timed else None
-    processes = workers or compile_pool.worker_count(limit * len(cases) or MANY)
-    with compile_pool.started_ahead(processes):
-        spaces = [enumerate_space(target, case, given, full) for target, case in pairs]
-        chosen = [(space, space.ranked(limit)) for space in spaces]
-        until = math.inf
-        if budget:
-            now, end = time.monotonic(), begin + budget
-            until = end - min(len(cases) * TIMING_SECONDS, (end - now) / 2)
-            output.note(f"{now - begin:.1f} s to enumerate {sum(space.tried for space in spaces)} configurations")
-        failed = run.compile_ahead(chosen, workers=processes, deadline=until, say=output.note)
+    try:
+        chosen, failed = _compile(pairs, given, full, limit, workers, begin, budget)
+    except KeyboardInterrupt:
+        output.note("cutefp4: interrupted before anything was measured; what was compiled stays in the cache")
+        raise typer.Exit(output.INTERRUPTED) from None
     if timed:
         found = _measure(chosen, failed, store, rounds, begin + budget if budget else math.inf, out)
     else:
@@ -192,6 +219,20 @@ def _explain(spaces: list[Space], as_json: bool) -> None:
         return
     for space in spaces:
         report.print_space(space, output.console())
+
+
+def _compile(pairs, given: dict[str, list[str]], full: bool, limit: int, workers: int, begin: float, budget: float):
+    """(space, configurations) of every case, and plans that did not compile. Processes load while this enumerates."""
+    processes = workers or compile_pool.worker_count(limit * len(pairs) or MANY)
+    with compile_pool.started_ahead(processes):
+        spaces = [enumerate_space(target, case, given, full) for target, case in pairs]
+        chosen = [(space, space.ranked(limit)) for space in spaces]
+        until = math.inf
+        if budget:
+            now, end = time.monotonic(), begin + budget
+            until = end - min(len(pairs) * TIMING_SECONDS, (end - now) / 2)
+            output.note(f"{now - begin:.1f} s to enumerate {sum(space.tried for space in spaces)} configurations")
+        return chosen, run.compile_ahead(chosen, workers=processes, deadline=until, say=output.note)
 
 
 def _measure(chosen, failed, store: Store, rounds: int, end: float, out: Path | None) -> list[run.Result]:
