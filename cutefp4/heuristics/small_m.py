@@ -8,6 +8,11 @@ Measured on an H200 (us, L2 flushed, one process, interleaved; "before" is what 
     1, 8192, 8192         22.5          19.9   20.3           18.9    15.0
     16, 8192, 8192        23.7          22.5   23.1           22.3
 
+More shapes, W4A4 (now, and the wgmma kernel beside it): 1 row (4096, 4096) 10.3 and 15.4, (2112, 7168) 10.5 and 16.2,
+(24576, 1536) 14.4 and 20.7, (1536, 24576) 14.2 and 21.3; 16 rows 12.8 and 15.7, 12.5 and 16.4, 16.6 and 20.8, 17.8 and
+21.2, (7168, 2048) 11.7 and 15.6; 8 rows (7168, 16384) 30.5 and 36.1. At 32 rows the best configuration takes 28.0 where
+the wgmma kernel takes 29.8 at (8192, 8192), but 45.5 where it takes 38.6 at (7168, 16384): the dispatch ends at 16.
+
 What it took: 8 warps with 8 units each in flight along K instead of 14 or 16 with 4 (1.7 us); 2 or 4 of them requested
 before the activations (0.5 to 1 us); 16 rows of a long K in one pass, by a cluster of 8 (5.7 us; of 4: 4.4).
 
@@ -52,7 +57,7 @@ def columns_of(m: int) -> int:
 def candidates(m: int, n: int, k: int, batch: int, activations: str, sms: int) -> list[SmallMConfig]:
     """Legal configurations worth comparing: one for each cluster size."""
     n_tiles = n_tiles_of(m)
-    row_tiles = 1 if n_tiles <= 2 else 2
+    row_tiles = 1 if n_tiles <= 4 else 2
     decode_to = "float16" if activations == "nvfp4" else activations
     found = []
     for cluster in (1, 2, 4, 8):
@@ -97,8 +102,9 @@ def choose(m: int, n: int, k: int, batch: int, activations: str, sms: int) -> Sm
     return found
 
 
-LAUNCH_US, PASS_US, LARGE_CLUSTER_US = 8.3, 3.5, 2.2
-"""Beside the stream of the weight: launch, first loads and sums; every further pass; clusters of 4 or 8."""
+LAUNCH_US, PASS_US = 8.15, 3.5
+"""Beside the stream of the weight: launch, first loads and sums; every further pass."""
+CLUSTER_US = {1: 0.0, 2: 0.15, 4: 1.85, 8: 1.55}
 BYTES_PER_US, SM_BYTES_PER_US = 3.3e6, 30e3
 PREPARED_PER_US = 25e3
 """Elements of the activations that a CTA prepares."""
@@ -112,5 +118,4 @@ def estimate(config: SmallMConfig, n: int, k: int, batch: int, sms: int) -> floa
     share = items * config.row_tiles * 16 * min(split.cta_units * UNIT, k) * 0.5625 * config.ctas_per_sm
     stream = max(batch * n * k * 0.5625 / BYTES_PER_US, waves * share / SM_BYTES_PER_US)
     prepared = waves * split.cta_units * UNIT * config.n_tiles * config.columns / PREPARED_PER_US
-    large = LARGE_CLUSTER_US if config.cluster > 2 else 0.0
-    return LAUNCH_US + stream + prepared + (split.passes - 1) * PASS_US + large
+    return LAUNCH_US + CLUSTER_US[config.cluster] + stream + prepared + (split.passes - 1) * PASS_US
