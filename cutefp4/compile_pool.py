@@ -82,6 +82,8 @@ class _Worker:
             stdout=subprocess.PIPE,
             env=environment,
             text=True,
+            # Ctrl-C reaches a terminal's whole process group, and a process that still loads would print a traceback.
+            start_new_session=True,
         )
 
     def compile(self, plan: Plan) -> Outcome:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import time
 
@@ -31,7 +30,6 @@ def _answer(line: str) -> dict:
 
 def main() -> None:
     """Serve standard input until it ends. What compilers print goes to standard error, not between the answers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent ends the workers
     dsl.versions()  # loads the compiler, before there is a plan
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
