@@ -177,6 +177,17 @@ def test_a_short_list_has_several_families():
     assert len({family(config) for config in ranked}) >= 5 and len(set(ranked)) == 8
 
 
+def test_what_the_heuristic_chooses_from_is_in_the_space():
+    """Also where a field is no axis; but not beside values that were asked for."""
+    case = Case("TN", 256, 8192, 8192)
+    target = target_for("sm_90a", case)
+    candidates = {config for config in target.candidates(case) if not target.problems(config, case)}
+    wide = enumerate_space(target, case, {"k_blocks": ["2"]}, False)
+    assert {config for config in candidates if config.k_blocks == 2} <= set(wide.legal)
+    assert any(config.splits > 1 for config in wide.legal) and all(config.k_blocks == 2 for config in wide.legal)
+    assert len(set(wide.legal)) == len(wide.legal)
+
+
 def test_explain_as_text_and_json():
     arguments = ("--arch", "sm_90a", "--shape", "64x128x256", *SET[2:], "--explain")
     text = invoke(*arguments)

@@ -30,6 +30,8 @@ AXES: dict[type, dict[str, tuple]] = {
         "decode_groups": (0, 1),
         "cluster": (1, 2),
         "fragment_registers": (16, 32),
+        "splits": (1,),
+        "split_pair": (False,),
     },
     SmallMConfig: {
         "row_tiles": (1, 2),
@@ -57,6 +59,8 @@ FULL_AXES: dict[type, dict[str, tuple]] = {
         "steps_per_group": (1, 2, 4),
         "raster_group": (1, 4, 8, 16),
         "splits": (1, 2, 4, 8),
+        "split_pair": (False, True),
+        "tile_n": (16, 32, 64, 128, 192, 256),
         "decode_groups": (0, 1, 2),
         "decode_to": ("float16", "bfloat16"),
     },

@@ -52,6 +52,17 @@ class Space:
         base = self.bases[type(config)]
         return sum(getattr(config, f.name) != getattr(base, f.name) for f in fields(config))
 
+    def add_candidates(self, given: dict) -> None:
+        """What the heuristic chooses from, also beside the axes (splits, odd tiles), if it has the given values."""
+        there = set(self.legal)
+        for config in self.target.candidates(self.case):
+            axes = self.axes.get(type(config))
+            if axes is None or config in there or any(getattr(config, name) not in axes[name] for name in given):
+                continue
+            self.tried += 1
+            if not self.target.problems(config, self.case):
+                self.legal.append(config)
+
     def ranked(self, limit: int) -> list[Any]:
         """The heuristic's choice, then the most promising others, at most `limit` in all (0: every legal one).
 
@@ -113,6 +124,7 @@ def enumerate_space(target: Target, case: Case, given: dict[str, list[str]], ful
         space.refused += judged.refused
         space.examples |= judged.examples
         space.tried += judged.tried
+    space.add_candidates(given)
     return space
 
 
