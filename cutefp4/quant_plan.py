@@ -364,6 +364,16 @@ class RmsnormPlan(Plan):
     exact: bool = False
 
     @property
+    def kept_bytes(self) -> int:
+        """Shared memory for the weights of all threads as fp32."""
+        return self.threads * self.blocks_per_thread * 64
+
+    @property
+    def keeps_weight(self) -> bool:
+        """Whether every thread keeps its weights in shared memory, so that no row has to unpack them."""
+        return self.weight_dtype != "float32" and not self.looped and self.kept_bytes <= 1 << 15
+
+    @property
     def rows_per_cta(self) -> int:
         return self.threads // self.threads_per_row
 

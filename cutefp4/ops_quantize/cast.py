@@ -15,8 +15,10 @@ from cutefp4.recipe import QuantRecipe
 
 def _most_blocks(recipe: QuantRecipe, swiglu: str) -> int | None:
     """Blocks a thread, None for as many as there may be."""
-    if recipe.four_over_six_error == "fast" and recipe.four_over_six != "none":
-        return 2  # with more it spills
+    if recipe.four_over_six != "none":
+        # Where the row's amax is found, more take 123 registers (fast) or spill (strict). With the tensor's, 2, 3 and 4
+        # blocks take 106, 104 and 113 us (fast), 132, 133 and 128 (strict) on (16384, 6144).
+        return 2 if recipe.scaling == "token" else 3 if recipe.four_over_six_error == "fast" else None
     # (16384, 2 * 6144): 3 against 4 blocks take 1.055 against 1.084 times a copy for 8 and 16 columns a chunk, 1.113
     # against 1.104 for 32, 1.132 against 1.079 for halves.
     return 3 if swiglu in ("8", "16") else None

@@ -22,8 +22,8 @@ def _quantize_matrix(x, recipe: QuantRecipe, given: tuple, random, row: Copy | N
         amax = partial_amaxes(x)
         cast_rows(x, text, row.codes, row.scales.view(-1), amax, random, True, "none")
         return amax[0], None
-    fast_fours = recipe.four_over_six != "none" and recipe.four_over_six_error == "fast"
-    if rowwise_blocks and (recipe.scaling == "token" or fast_fours):
+    # 4over6 by tiles takes 145 us instead of 128 on (16384, 6144), strict and tensor scaling.
+    if rowwise_blocks and (recipe.scaling == "token" or recipe.four_over_six != "none"):
         amax, found = given[0], given[0] is None and recipe.scaling == "token"
         if found:
             amax = torch.empty(row.rows, dtype=torch.float32, device=x.device)

@@ -33,7 +33,14 @@ from cutefp4.kernels.quantize.amax_partials import collect
 from cutefp4.kernels.quantize.block_encode import Encoded, encode_block, encode_usual_block, make_outer
 from cutefp4.kernels.quantize.gate_up import load_deinterleaved
 from cutefp4.kernels.quantize.grid_encode import encode_row_on_grid
-from cutefp4.kernels.quantize.input_block import BYTES, DTYPES, block_amax, load_block, positive_nans, unpack_row
+from cutefp4.kernels.quantize.input_block import (
+    BYTES,
+    DTYPES,
+    block_amax,
+    load_block,
+    positive_nans,
+    unpack_row,
+)
 from cutefp4.kernels.quantize.swiglu import load_gated
 from cutlass import Float32, Int32, Int64, Uint32
 from cutlass.cute.runtime import make_fake_stream, make_fake_tensor
@@ -137,10 +144,12 @@ def encode_carefully(
                 store_encoded(plan, io, row, b, encode_block(values, bamax, outer, plan.math, plan.arch))
 
 
-def encode_chunk(plan, io: RowsIo, loaded: list, row: Int32, first: Int32, outer, computed: bool) -> None:
+def encode_chunk(
+    plan, io: RowsIo, loaded: list, row: Int32, first: Int32, outer, computed: bool, on_grid: bool
+) -> None:
     """Encode and store this thread's blocks.
 
-    `computed`: the values are results of arithmetic, whose NaNs are positive.
+    `computed`: the values are results of arithmetic, whose NaNs are positive. `on_grid`: round on a grid.
     """
     math, which = plan.math, Uint32(0)
     usual = not computed and tries_usual_blocks(plan.arch, plan.dtype, math)
@@ -150,14 +159,12 @@ def encode_chunk(plan, io: RowsIo, loaded: list, row: Int32, first: Int32, outer
         if math.rounding == "stochastic":
             random = philox((*io.counter, Uint32(b), Uint32(row)), io.keys)
         bamax = block_amax(words, plan.dtype)
-        if not computed:
+        if not (computed or usual):
             words = positive_nans(words, plan.dtype)
-        if usual:
+        if usual:  # a NaN is encoded again, whatever its sign
             done, good = encode_usual_block(unpack_row(words, plan.dtype), bamax, outer, math)
             which = which | ptx.select(good, Uint32(0), Uint32(1 << j))
-        # Values that were just computed hold more registers: on the grid SwiGLU takes 115 instead of 76, for as many
-        # instructions.
-        elif rounds_on_grid(plan.arch, plan.dtype, math) and not computed:
+        elif on_grid:
             done = encode_row_on_grid(words, bamax, outer, math.arithmetic, plan.dtype)
         else:
             done = encode_block(unpack_row(words, plan.dtype), bamax, outer, math, plan.arch, random)
@@ -171,6 +178,8 @@ def build(plan: CastRowsPlan):
     threads, rows_per_cta, math = plan.threads, plan.rows_per_cta, plan.math
     find_amax = plan.scaling == "token" and not plan.amax_given
     tiled, computed = plan.scale_layout == "tiled", plan.swiglu != "none"
+    # On the grid SwiGLU takes 115 registers instead of 76, for as many instructions.
+    on_grid = rounds_on_grid(plan.arch, plan.dtype, math) and not computed
 
     @cute.kernel
     def cast_rows_kernel(
@@ -223,10 +232,10 @@ def build(plan: CastRowsPlan):
                 given = ptx.load_words(io.amax + Int64(row) * Int64(4), 1, row < io.m)[0]
                 outer = make_outer(ptx.from_bits(given), math)
             if cutlass.const_expr(not plan.looped):
-                encode_chunk(plan, io, loaded, row, Int32(0), outer, computed)
+                encode_chunk(plan, io, loaded, row, Int32(0), outer, computed, on_grid)
             else:
                 for first in cutlass.range(0, io.padded_blocks, plan.chunk):
-                    encode_chunk(plan, io, load_chunk(plan, io, row, first), row, first, outer, computed)
+                    encode_chunk(plan, io, load_chunk(plan, io, row, first), row, first, outer, computed, on_grid)
 
     @cute.jit
     def cast_rows(

@@ -156,7 +156,7 @@ def build(plan: CastTilesPlan):
                     encode_columns(plan, io, shared, randoms[1], col_outer, factors)
         elif cutlass.const_expr(plan.grouped):
             groups = places.shape[0] - m // 128 - 1
-            clear_tail(plan, io, tail, tile_m, m, m // 128 + groups, m // 64 + groups)
+            clear_tail(plan, io, tail, rows.scale_row // 128, m, m // 128 + groups, m // 64 + groups)
 
     @cute.jit
     def cast_tiles(

@@ -35,7 +35,7 @@ from cutefp4.kernels.quantize.square_sum import (
 from cutlass import Float32, Int32, Int64, Uint32
 from cutlass.cute.runtime import make_fake_stream, make_fake_tensor
 
-from cutefp4.quant_plan import RmsnormPlan
+from cutefp4.quant_plan import RmsnormPlan, rounds_on_grid
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class NormIo:
     sum: Matrix
     normed: Matrix
     weight: Int64
+    kept: Uint32
     codes: Int64
     scales: Int64
     amax: Int64
@@ -132,13 +133,36 @@ def norm_factor(total: Float32, columns: Int32, eps: Float32) -> Float32:
     return ptx.reciprocal(ptx.sqrt(ptx.add(mean, eps)))
 
 
+def load_weight(plan: RmsnormPlan, io: NormIo, first: Int32, j: int) -> list[Float32]:
+    """The weights of block j."""
+    b = block_of(plan, io, first, j)
+    where = io.weight + Int64(b) * Int64(16 * BYTES[plan.weight_dtype])
+    valid = True if plan.exact else b < io.blocks
+    return unpack(load_block(where, valid, plan.weight_dtype, plan.weight_vector_bytes), plan.weight_dtype)
+
+
+def _weight_slot(plan: RmsnormPlan, io: NormIo, j: int, i: int) -> Uint32:
+    """Where this thread keeps weights 4 i to 4 i + 3 of its block j: neighbouring threads side by side."""
+    return io.kept + (Uint32(cute.arch.thread_idx()[0]) + Uint32((4 * j + i) * plan.threads)) * Uint32(16)
+
+
+def keep_weights(plan: RmsnormPlan, io: NormIo) -> None:
+    """Put this thread's weights into shared memory as fp32, where no other thread looks."""
+    for j in range(plan.blocks_per_thread):
+        weight = load_weight(plan, io, Int32(0), j)
+        for i in range(4):
+            ptx.store_shared(_weight_slot(plan, io, j, i), tuple(ptx.bits(w) for w in weight[4 * i : 4 * i + 4]))
+
+
+def kept_weight(plan: RmsnormPlan, io: NormIo, j: int) -> list[Float32]:
+    return [ptx.from_bits(w) for i in range(4) for w in ptx.load_shared(_weight_slot(plan, io, j, i), 4)]
+
+
 def normalise(plan: RmsnormPlan, io: NormIo, h: list, r: Float32, first: Int32) -> list:
     """y of this thread's blocks, rounded to the dtype and packed."""
-    normed, size = [], 16 * BYTES[plan.weight_dtype]
+    normed = []
     for j, words in enumerate(h):
-        b = block_of(plan, io, first, j)
-        where, valid = io.weight + Int64(b) * Int64(size), True if plan.exact else b < io.blocks
-        weight = unpack(load_block(where, valid, plan.weight_dtype, plan.weight_vector_bytes), plan.weight_dtype)
+        weight = kept_weight(plan, io, j) if plan.keeps_weight else load_weight(plan, io, first, j)
         values = [ptx.mul(ptx.mul(v, r), w) for v, w in zip(unpack(words, plan.dtype), weight, strict=True)]
         normed.append(pack(values, plan.dtype))
     return normed
@@ -188,7 +212,8 @@ def finish(plan: cutlass.Constexpr, io: cutlass.Constexpr, y: cutlass.Constexpr,
     if cutlass.const_expr(plan.measure):
         top = chunk_amax(plan, y)
     if cutlass.const_expr(plan.cast != "none"):
-        encode_chunk(plan, io, y, row, first, outer, computed=True)
+        on_grid = rounds_on_grid(plan.arch, plan.dtype, plan.math)
+        encode_chunk(plan, io, y, row, first, outer, computed=True, on_grid=on_grid)
     return top
 
 
@@ -221,6 +246,9 @@ def build(plan: RmsnormPlan):
             sum=Matrix.of(total, dtype),
             normed=Matrix.of(normed, dtype),
             weight=ptx.address(weight),
+            kept=Uint32(cute.arch.alloc_smem(Uint32, plan.kept_bytes // 4, alignment=16).toint())
+            if plan.keeps_weight
+            else Uint32(0),
             codes=ptx.address(codes),
             scales=ptx.address(scales),
             amax=ptx.address(amax),
@@ -243,6 +271,8 @@ def build(plan: RmsnormPlan):
         step = cute.arch.grid_dim()[0] * rows_per_cta
         if cutlass.const_expr(plan.measure and plan.partials):
             cute.arch.griddepcontrol_launch_dependents()
+        if cutlass.const_expr(plan.keeps_weight):
+            keep_weights(plan, io)
         parity, largest = Int32(0), Float32(0.0)
         zero = Int32(0)
         following = [[Uint32(0)]]

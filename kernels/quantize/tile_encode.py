@@ -128,10 +128,31 @@ def fill_outers(plan: cutlass.Constexpr, io: cutlass.Constexpr, shared: cutlass.
 def encode_rows(plan: CastTilesPlan, io: TileIo, shared: Shared, loaded: list, random: Random, outer) -> None:
     """Encode the blocks in registers and store them in the rowwise copy."""
     sink = row_sink(plan, io)
-    for j, words in enumerate(loaded):
-        # Codes that are transposed are needed behind a group's last row, too.
-        encode = _encode_row_of_group if plan.grouped and not plan.shares_codes else _encode_row
-        encode(plan, io, shared, sink, words, random, outer, j)
+    # Codes that are transposed are needed behind a group's last row, too.
+    if plan.grouped and not plan.shares_codes:
+        _encode_group_rows(plan, io, shared, sink, loaded, random, outer)
+    else:
+        for j, words in enumerate(loaded):
+            _encode_row(plan, io, shared, sink, words, random, outer, j)
+
+
+@cute.jit
+def _encode_group_rows(
+    plan: cutlass.Constexpr,
+    io: cutlass.Constexpr,
+    shared: cutlass.Constexpr,
+    sink: cutlass.Constexpr,
+    loaded: cutlass.Constexpr,
+    random: cutlass.Constexpr,
+    outer: cutlass.Constexpr,
+):
+    """Rows of a tile in which a group may end. In most tiles none does, and the blocks of a thread overlap."""
+    if io.rows.local + 128 <= io.rows.rows:
+        for j in cutlass.range_constexpr(len(loaded)):
+            _encode_row(plan, io, shared, sink, loaded[j], random, outer, j)
+    else:
+        for j in cutlass.range_constexpr(len(loaded)):
+            _encode_row_of_group(plan, io, shared, sink, loaded[j], random, outer, j)
 
 
 @cute.jit

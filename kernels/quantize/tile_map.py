@@ -79,11 +79,11 @@ def group_of(row: Int32, offs: cute.Tensor) -> Int32:
     return before
 
 
-def in_groups(tile: Int32, places: cute.Tensor) -> tuple[TileRows, Tail]:
-    """Tile `tile` of a matrix whose rows are split, as the map `places` says (group_map.py)."""
-    where = ptx.address(places) + Int64(tile) * Int64(4 * MAP_WORDS)
+def in_groups(place: Int32, places: cute.Tensor) -> tuple[TileRows, Tail]:
+    """The tile at a place of the grid, of a matrix whose rows are split, as the map `places` says (group_map.py)."""
+    where = ptx.address(places) + Int64(place) * Int64(4 * MAP_WORDS)
     words = (*ptx.load_words(where, 4, True), *ptx.load_words(where + Int64(16), 4, True))
-    a, b, c, d, group, exists, slots, inverse = (word.to(Int32) for word in words)
+    a, b, c, d, group, tile, slots, inverse = (word.to(Int32) for word in words)
     found = TileRows(
         group=group,
         begin=a,
@@ -92,7 +92,7 @@ def in_groups(tile: Int32, places: cute.Tensor) -> tuple[TileRows, Tail]:
         local=c,
         scale_row=tile * 128,
         k_start=d,
-        exists=exists != 0,
+        exists=group >= 0,
         slots=slots,
         inverse=inverse,
     )
