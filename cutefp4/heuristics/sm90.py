@@ -86,6 +86,10 @@ NARROW = (replace(SQUARE, tile_n=64), replace(SQUARE, tile_m=256, tile_n=64, con
 """For 33 to 64 rows: (64, 8192, 8192) in 30.0 and 29.1 us with 2 and 4 CTAs to a tile, everything decoded in the kernel
 (256x64) 30.0. 256x128 by four warpgroups was never best: (128, 8192, 8192) 40.6 us, 128x128 36.7."""
 
+LONG = replace(PAIRS[0], k_blocks=4, store_passes=4)
+"""PAIRS with half as many load stages along K, for many tiles beside 16-bit activations, whose decoding is longer: with
+N = K = 8192 175.2 us instead of 176.7 at M = 1024, 716.5 instead of 718.9 at 4096; staged at 4096^3 183.4 and 183.3."""
+
 DECODED = Sm90Config(k_blocks=2, mma_stages=3, steps_per_group=2, fragment_registers=16, store_passes=2)
 """W4A4 with everything decoded in the kernel, 256x128: where staging would cost more than it saves."""
 
@@ -221,6 +225,9 @@ def _bases(shape: GemmShape, batch_invariant: bool) -> list[Sm90Config]:
     if -(-shape.m // 192) * 192 < -(-shape.m // 256) * 256:
         sixteen_bits.append(replace(THREE, staged=a4))
     swapped = [replace(c, swap_ab=True) for c in sixteen_bits]
+    long = replace(LONG, swap_ab=True)
+    if not a4 and shape.staged_store == 2 and shape.k % long.tile_k == 0 and _tiles(long, shape) > STREAM_TILES // 2:
+        swapped = [long, *swapped]
     if shape.halves_columns:
         bases = [*sixteen_bits[:3], DECODED]
     elif batch_invariant:

@@ -37,11 +37,12 @@ def test_w4a16(device, dtype, m, n, k):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("seed", [None, 7])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("name", ["wide", "pairs", "pairs_stream", "square", "small"])
+@pytest.mark.parametrize("name", ["wide", "pairs", "long", "pairs_stream", "square", "small"])
 def test_w4a16_in_the_order_of_memory(device, seed, dtype, name):
     config = {
         "wide": sm90.WIDE,
         "pairs": sm90.PAIRS[0],
+        "long": sm90.LONG,
         "pairs_stream": replace(sm90.PAIRS[0], stream_k=True),
         "square": replace(sm90.SQUARE, k_blocks=1, stream_k=True),
         "small": replace(sm90.direct(sm90.SMALL[4]), stream_k=True),

@@ -24,6 +24,7 @@ PLANS = {
     "square": (replace(sm90.SQUARE, staged=True), "nvfp4"),
     "decoded": (sm90.DECODED, "nvfp4"),
     "wide_a16": (replace(sm90.PAIRS[0], swap_ab=True, decode_to="bfloat16"), "bfloat16"),
+    "long_a16": (replace(sm90.LONG, swap_ab=True, decode_to="bfloat16"), "bfloat16"),
     "square_a16": (replace(sm90.SQUARE, swap_ab=True, stream_k=True), "float16"),
     "wide_pair": (replace(sm90.WIDE, staged=True, swap_ab=True, splits=2, split_pair=True, store_passes=1), "nvfp4"),
     "pair_a16": (replace(sm90.WIDE, swap_ab=True, splits=2, split_pair=True, store_passes=1), "float16"),
