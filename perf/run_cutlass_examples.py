@@ -1,7 +1,7 @@
 """Run NVIDIA's CuTe DSL examples in the emulator, unchanged, and print what came out.
 
     git clone https://github.com/NVIDIA/cutlass            (anywhere outside this tree)
-    python perf/run_cutlass_examples.py PATH/TO/cutlass [--only TEXT] [--seed N] [--jobs N] [--json FILE]
+    python perf/run_cutlass_examples.py PATH/TO/cutlass [--only TEXT] [--further] [--seed N] [--jobs N] [--json FILE]
 
 Every example checks its own result against its own reference and raises if it is wrong; that check decides here too.
 Each runs in a process of its own. With ``--seed`` the adversarial scheduler runs it instead of the eager one.
@@ -20,6 +20,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+from further_cutlass_examples import FURTHER
 
 EXAMPLES = Path("examples/python/CuTeDSL")
 BLACKWELL, HOPPER = "cute/blackwell", "cute/hopper"
@@ -105,6 +107,13 @@ EXAMPLES_RUN = [
 ]  # fmt: skip
 
 
+ALL = EXAMPLES_RUN + [
+    Example(f"{folder}/{line.split(' ')[0]}.py", line.partition(" ")[2], arch)
+    for (folder, arch), lines in FURTHER.items()
+    for line in lines
+]
+
+
 def run_one(example: Example, checkout: Path, seed: int | None, sms: int) -> None:
     """In this process: the script as ``__main__``, under the emulator; the last line of output is a JSON summary."""
     import shlex
@@ -131,7 +140,7 @@ def run_one(example: Example, checkout: Path, seed: int | None, sms: int) -> Non
 
 def spawn(number: int, args: argparse.Namespace) -> dict:
     """Run example ``number`` in a process of its own; what happened."""
-    example = EXAMPLES_RUN[number]
+    example = ALL[number]
     command = [sys.executable, __file__, str(args.checkout), "--one", str(number), "--sms", str(args.sms)]
     command += [] if args.seed is None else ["--seed", str(args.seed)]
     environment = os.environ | {
@@ -165,12 +174,14 @@ def main() -> int:
     parser.add_argument("--timeout", type=int, default=300, help="seconds for one example")
     parser.add_argument("--tail", type=int, default=6, help="lines to show of a failure")
     parser.add_argument("--json", type=Path, help="also write the results here")
+    parser.add_argument("--further", action="store_true", help="also those of further_cutlass_examples.py")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one is not None:
-        run_one(EXAMPLES_RUN[args.one], args.checkout.resolve(), args.seed, args.sms)
+        run_one(ALL[args.one], args.checkout.resolve(), args.seed, args.sms)
         return 0
-    numbers = [i for i, e in enumerate(EXAMPLES_RUN) if re.search(args.only, e.title)]
+    chosen = ALL if args.further else EXAMPLES_RUN
+    numbers = [i for i, e in enumerate(chosen) if re.search(args.only, e.title)]
     print(f"NVIDIA/cutlass at {commit_of(args.checkout)}, {'eager' if args.seed is None else f'seed {args.seed}'}\n")
     print(
         f"| {'example':100} | arch    | result | emulated s | warnings |\n"

@@ -1,0 +1,132 @@
+"""Further CuTe DSL examples of NVIDIA that give right results in the emulator; `run_cutlass_examples.py --further`.
+
+By folder below examples/python/CuTeDSL, with the architecture that they are compiled for: script and arguments.
+"""
+
+FURTHER = {
+    ("cute/ampere/kernel/attention", "sm_100a"): (
+        "flash_attention_v2 --batch_size 1 --seqlen_q 128 --seqlen_k 128 --num_head 1 --iterations 1 "
+        "--warmup_iterations 0",
+        "hstu_attention --batch_size 1 --seqlen_q 128 --seqlen_kv 128 --num_head 1",
+    ),
+    ("cute/ampere/kernel/dense_gemm", "sm_100a"): (
+        "sgemm --mnk 128,128,32 --iterations 1 --warmup_iterations 0",
+        "tensorop_gemm --mnkl 128,128,64,1 --iterations 1 --warmup_iterations 0",
+    ),
+    ("cute/ampere/kernel/elementwise", "sm_100a"): (
+        "elementwise_add --M 64 --N 256 --iterations 1",
+        "elementwise_apply --M 64 --N 256 --iterations 1",
+    ),
+    ("cute/blackwell/efc", "sm_100a"): (
+        "activation_custom_epilogue_dense_gemm",
+        "custom_epilogue_dense_gemm",
+        "synthetic_custom_epilogue_dense_gemm",
+    ),
+    ("cute/blackwell/kernel/attention/mla", "sm_100a"): (
+        "mla_decode_fp16",
+        "mla_decode_fp8",
+    ),
+    ("cute/blackwell/kernel/blockwise_gemm", "sm_100a"): (
+        "blockwise_gemm --mnkl 256,256,256,1 --iterations 1",
+        "contiguous_grouped_gemm",
+        "masked_grouped_gemm",
+    ),
+    ("cute/blackwell/kernel/dense_gemm", "sm_100a"): ("dense_gemm_persistent_prefetch --mnkl 256,256,256,1",),
+    ("cute/blackwell/kernel/mixed_input_gemm", "sm_100a"): ("mixed_input_gemm --iterations 1",),
+    ("cute/blackwell/kernel/rmsnorm", "sm_100a"): ("rmsnorm --M 16 --N 1024 --iterations 1 --warmup_iterations 0",),
+    ("cute/blackwell/tutorial/tutorial_tma", "sm_100a"): (
+        "tma_v0",
+        "tma_v1",
+        "tma_v2",
+    ),
+    ("cute/hopper/kernel/attention", "sm_90a"): (
+        "fmha --q_shape 1,128,2,64 --k_shape 1,128,2,64 --scale_softmax 0.125",
+    ),
+    ("cute/hopper/kernel/cta_norm", "sm_90a"): (
+        "cta_norm --M 16 --N 1024 --iterations 1 --warmup_iterations 0",
+        "cta_norm --M 16 --N 1024 --iterations 1 --warmup_iterations 0 --norm_type rms",
+    ),
+    ("cute/hopper/kernel/dense_gemm", "sm_90a"): ("dense_gemm_fp8_gelu_persistent --mnkl 256,256,256,1",),
+    ("cute_ext/ampere", "sm_100a"): ("memcpy_simt_universal_copy",),
+    ("cute_ext/blackwell", "sm_100a"): (
+        "dense_block_scaled_gemm --mnkl 256,256,256,1",
+        "dense_gemm --mnkl 256,256,256,1",
+        "dense_gemm_2sm --mnkl 256,256,256,1",
+        "dense_gemm_cute_pipeline --mnkl 256,256,256,1",
+        "dense_gemm_ptr_array",
+    ),
+    ("dsl_tutorials", "sm_100a"): (
+        "inline_ptx",
+        "programmatic_dependent_launch",
+    ),
+    ("experimental/primitives", "sm_100a"): (
+        "async_pipeline",
+        "bar_warp_sync",
+        "barrier_cta_red",
+        "barrier_cta_sync",
+        "basic_types",
+        "cp_async_bulk",
+        "cp_async_bulk_prefetch",
+        "cp_async_mbarrier_arrive_cluster",
+        "cp_async_mbarrier_arrive_cta",
+        "cp_async_shared_global",
+        "cp_async_shared_global_swizzled",
+        "elect_sync",
+        "ldmatrix_stmatrix",
+        "mapa",
+        "mbarrier",
+        "mbarrier_lifecycle",
+        "pipeline_software_fill",
+        "red",
+        "redux_sync",
+        "shfl_sync",
+        "vote_sync",
+        "warp_named_barrier",
+    ),
+    ("experimental/primitives/reduction", "sm_100a"): (
+        "block_smem_reduce",
+        "cluster_smem_reduce",
+        "thread_vector_reduce",
+        "warp_vector_reduce",
+    ),
+    ("experimental/primitives/tcgen05", "sm_100a"): (
+        "1cta_mma_a_from_tmem",
+        "1cta_mma_basic",
+        "1cta_mma_mn_major",
+        "1cta_mma_pipeline",
+        "2cta_mma_basic",
+        "2cta_mma_tma_store",
+        "clusterMxN_2cta_mma",
+        "cp_narrow_a_to_tmem_mma",
+        "mcast_clusterMxN_1cta_mma",
+        "mcast_clusterMxN_2cta_mma",
+        "slicek_m32n8k128",
+        "tmem_ld_st",
+        "tmem_ld_to_stmatrix_transpose",
+    ),
+    ("experimental/primitives/tma", "sm_100a"): (
+        "tma_1cta_mbarrier",
+        "tma_load_store",
+        "tma_load_to_ldmatrix",
+        "tma_multicast",
+        "tma_pipeline_count2",
+        "tma_pipeline_pingpong",
+        "tma_pipeline_warpspec",
+        "tma_store",
+        "tma_swizzle_modes",
+    ),
+    ("experimental/primitives/tutorial", "sm_100a"): (
+        "02_naive_gemm",
+        "04_tma_load",
+        "05_minimal_tensor_mma",
+        "06_softmax",
+        "07_vectorized_array",
+        "09_tma_4d_to_2d",
+    ),
+    ("experimental/task_scheduling/blackwell/tutorial/01_copy_basics_ts", "sm_100a"): (
+        "01_copy_grid_stride",
+        "02_copy_tma",
+    ),
+    ("experimental/task_scheduling/blackwell/tutorial/02_gemm_simple_ts", "sm_100a"): ("01_fp16_bf16_gemm_3",),
+    ("experimental/task_scheduling/blackwell/tutorial/06_gemm_split_k_fp16_ts", "sm_100a"): ("01_gemm_split_k_fp16",),
+}
