@@ -178,9 +178,10 @@ class CastTilesPlan(Plan):
     @property
     def ctas_per_sm(self) -> int:
         """CTAs that must fit into the registers of an SM, as many as leave no spills; 0 leaves it open."""
-        plain = self.math.rounding == "nearest" and self.math.four_over_six == "none"
-        if not plain:
+        if self.math.four_over_six != "none":
             return 0
+        if self.math.rounding == "stochastic":
+            return 3 if self.dtype == "bfloat16" and not self.token else 0
         return 3 if self.token or self.grouped else 4
 
     @property

@@ -7,7 +7,7 @@ The matrix is orthogonal, so a GEMM whose two operands were transformed with the
 Two arithmetics, which are different specifications:
 
 * "bf16": the sum as if exact (fp64 butterflies: exact unless a group's magnitudes span more than about 40 binades),
-  then one rounding to fp32 and one to bf16.
+  then one rounding to fp32 and one to bf16. A sum of 0 is +0, as tensor cores add; butterflies would make some -0.
 * "fp32": sign flips, then butterflies of stride 1, 2, 4, 8 in fp32, (a, b) -> (fl(a+b), fl(a-b)) with a the element
   whose index lacks the stride bit, then times 0.25. A kernel may fold the 0.25 into amaxes and multipliers: a power of
   two changes no bit (for fp32 input below 2**-124 it may, and then the product here is the definition).
@@ -51,7 +51,7 @@ def transform(x: torch.Tensor, kind: str, mask: int) -> torch.Tensor:
     dtype = torch.float64 if kind == "bf16" else torch.float32
     groups = x.to(dtype).reshape(*x.shape[:-1], -1, BLOCK) * signs(mask, dtype, x.device)
     out = (_butterflies(groups) * 0.25).reshape(x.shape).float()
-    return out.to(torch.bfloat16).float() if kind == "bf16" else out
+    return (out + 0.0).to(torch.bfloat16).float() if kind == "bf16" else out
 
 
 def inverse_transform(y: torch.Tensor, mask: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""fp32 to E2M1 codes, bit-exact: round to nearest even by hardware or by our own instructions, or stochastically.
+"""fp32 to E2M1 codes, bit-exact: round to nearest even, by hardware or by our own instructions.
 
     magnitudes of codes 0..7: 0 0.5 1 1.5 2 3 4 6;  bit 3 is the sign;  |y| > 6 saturates;  NaN gives 0x7;  -0 gives 0x8
 
@@ -25,11 +25,6 @@ Per element: FMUL, FMNMX, 2 FFMA.SAT, FADD, 2 FFMA, and 7/8 for joining (PRMT, L
 number chosen by |y|'s exponent (one instruction less, but 4 of 6 on the ALU pipe, which has half the rate); packed fp16
 (double rounding); y * 2^-126, whose bits 24..22 are the code (the scaling rounds first, so 0.25 + 2^-25 would give 0);
 shifting each sign in below its code (19 instead of 14 instructions for eight codes).
-
-**Stochastic.** Away from zero iff floor(256 * position between the neighbours) + r8 >= 256, for 8 random bits r8.
-Here the scaling by 2^-126, truncated, is exactly right: bits 24..22 hold the code (subnormals included) and the bits
-below the position, so adding r8 << 14 is the rule; y is clamped to 6 before, where the position is 0. Two bits higher,
-random bits and code fill bytes 2 and 3, so that no shift is needed to take them.
 """
 
 from cutefp4.kernels.common import ptx
@@ -138,14 +133,3 @@ def raw_value(arch: str, short: bool) -> float:
     if arch != "sm_90a":
         return 1.0
     return GRID_SCALE if short else _TWO_TO_MINUS_126
-
-
-def encode_stochastic(x: list[Float32], multiplier: Float32, signs: Uint32, random: tuple[Uint32, Uint32]) -> Uint32:
-    """Codes of eight elements; byte j of random word w belongs to element 4 * w + j."""
-    codes = []
-    for i, v in enumerate(x):
-        y = ptx.fmin(ptx.mul(ptx.fabs(v), multiplier), Float32(E2M1_MAX))
-        scaled = ptx.bits(ptx.mul_rz(y, Float32(_TWO_TO_MINUS_126)))
-        byte = ptx.prmt(random[i // 4], Uint32(0), 0x4044 + i % 4 * 0x100)
-        codes.append(ptx.mad(scaled, Uint32(4), byte))
-    return with_signs(join(codes, byte=3), signs)

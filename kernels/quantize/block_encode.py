@@ -6,8 +6,9 @@
 from dataclasses import dataclass
 
 from cutefp4.kernels.common import ptx
-from cutefp4.kernels.common.e2m1_encode import encode_nearest, encode_stochastic, with_signs
+from cutefp4.kernels.common.e2m1_encode import encode_nearest, with_signs
 from cutefp4.kernels.common.e2m1_grid import LARGEST_PRODUCT
+from cutefp4.kernels.common.e2m1_stochastic import Dither, encode_stochastic
 from cutefp4.kernels.quantize.block_scale import Outer, block_scale, outer_of
 from cutefp4.kernels.quantize.four_over_six import Candidate, candidates, line_error, usual_amaxes
 from cutefp4.kernels.quantize.input_block import Values
@@ -30,14 +31,14 @@ def make_outer(amax: Float32, math: BlockMath) -> Outer:
     return outer_of(amax, "te" if math.four_over_six != "none" else math.arithmetic, math.e4m3_max)
 
 
-def encode_values(v: Values, multiplier: Float32, math: BlockMath, arch: str, random) -> tuple[Uint32, Uint32]:
-    """The two words of codes; `random`: four Philox words if the recipe rounds stochastically."""
+def encode_values(
+    v: Values, multiplier: Float32, math: BlockMath, arch: str, random: Dither | None
+) -> tuple[Uint32, Uint32]:
+    """The two words of codes; `random` if the recipe rounds stochastically."""
     halves = (v.x[:8], v.x[8:])
     if math.rounding == "stochastic":
-        return tuple(
-            encode_stochastic(x, multiplier, signs, random[2 * i : 2 * i + 2])
-            for i, (x, signs) in enumerate(zip(halves, v.signs, strict=True))
-        )
+        words = (random.words[:2], random.words[2:])
+        return tuple(encode_stochastic(x, multiplier, w, random.folded) for x, w in zip(halves, words, strict=True))
     return tuple(encode_nearest(x, multiplier, signs, arch) for x, signs in zip(halves, v.signs, strict=True))
 
 
@@ -52,7 +53,9 @@ def _choose(four: Boolean, six: Candidate, other: Candidate) -> tuple[Uint32, Fl
     return ptx.select(four, other.byte, six.byte), ptx.select(four, other.multiplier, six.multiplier)
 
 
-def encode_block(v: Values, bamax: Float32, outer: Outer, math: BlockMath, arch: str, random=None) -> Encoded:
+def encode_block(
+    v: Values, bamax: Float32, outer: Outer, math: BlockMath, arch: str, random: Dither | None = None
+) -> Encoded:
     """A 1x16 block by itself."""
     if math.four_over_six == "none":
         byte, multiplier = block_scale(bamax, outer, math.arithmetic)
@@ -95,7 +98,13 @@ def line_scale(tile_amax: Float32, four: Boolean | None, outer: Outer, math: Blo
 
 
 def encode_line(
-    v: Values, tile_amax: Float32, four: Boolean | None, outer: Outer, math: BlockMath, arch: str, random=None
+    v: Values,
+    tile_amax: Float32,
+    four: Boolean | None,
+    outer: Outer,
+    math: BlockMath,
+    arch: str,
+    random: Dither | None = None,
 ) -> Encoded:
     """One line of a 16x16 block."""
     byte, multiplier = line_scale(tile_amax, four, outer, math)

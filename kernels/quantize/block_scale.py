@@ -30,7 +30,7 @@ from cutefp4.format import E2M1_MAX, E4M3_MAX, FLT_MAX, numerator
 PER_TOKEN_FLOOR = 1e-12
 TORCHAO_SCALE_FLOOR = 2.0**-6
 _SIXTH = 0x3E2AAAAB  # fl(1/6)
-_FAR_ABOVE = 2.0**120
+_BYTE_256 = 0x78
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Outer:
         s_enc: the encode scale; torchao: p.
         block_factor: fl(S_enc * c6).
         s_dec: fl(1 / S_enc); torchao: min(fl(1 / p), FLT_MAX).
-        rescale: 2^64 if s_dec is so small that scale * s_dec may be subnormal, else 1.
+        rescale: 2^64 if s_dec is so small that scale * s_dec may be subnormal, else 1; per_token: S_enc * 2^64.
     """
 
     amax: Float32
@@ -67,7 +67,10 @@ def outer_of(amax: Float32, arithmetic: str, e4m3_max: int) -> Outer:
     floored = ptx.fmax(amax, Float32(PER_TOKEN_FLOOR)) if arithmetic == "per_token" else amax
     s_enc = encode_scale_of(floored, e4m3_max)
     s_dec = ptx.reciprocal(s_enc)
-    rescale = ptx.select(s_dec < Float32(2.0**-60), Float32(2.0**64), Float32(1.0))
+    if arithmetic == "per_token":
+        rescale = ptx.mul(s_enc, Float32(2.0**64))
+    else:
+        rescale = ptx.select(s_dec < Float32(2.0**-60), Float32(2.0**64), Float32(1.0))
     return Outer(amax, s_enc, ptx.mul(s_enc, ptx.from_bits(Uint32(_SIXTH))), s_dec, rescale)
 
 
@@ -86,12 +89,16 @@ def multiplier_of(scale: Float32, outer: Outer) -> Float32:
     return ptx.fmin(ptx.mul(_newton_reciprocal(p), outer.rescale), Float32(FLT_MAX))
 
 
-def _divide_by_scale(s_enc: Float32, scale: Float32) -> Float32:
-    """fl(S_enc / scale) for S_enc <= 2^60 and an E4M3 scale; NaN for a scale of 0."""
+def _divide_by_scale(lifted: Float32, scale: Float32) -> Float32:
+    """fl(S_enc / scale) for lifted = S_enc * 2^64, S_enc <= 2^60 and an E4M3 scale; NaN for a scale of 0."""
     r = _newton_reciprocal(scale)
-    lifted = ptx.mul(s_enc, Float32(2.0**64))
     q = ptx.mul(lifted, r)
     return ptx.mul(ptx.fma(ptx.fma(-q, scale, lifted), r, q), Float32(2.0**-64))
+
+
+def scale_byte(bamax: Float32, block_factor: Float32) -> Uint32:
+    """E4M3 byte of a block's scale; not for "torchao"."""
+    return encode_scale(ptx.mul(bamax, block_factor))
 
 
 def block_scale(bamax: Float32, outer: Outer, arithmetic: str) -> tuple[Uint32, Float32]:
@@ -100,26 +107,26 @@ def block_scale(bamax: Float32, outer: Outer, arithmetic: str) -> tuple[Uint32, 
         wanted = ptx.div(ptx.div(bamax, Float32(E2M1_MAX)), outer.s_enc)
         byte = encode_scale(ptx.fmin(ptx.fmax(wanted, Float32(TORCHAO_SCALE_FLOOR)), Float32(E4M3_MAX)))
         return byte, ptx.div(outer.s_dec, scale_value(byte))
-    byte = encode_scale(ptx.mul(bamax, outer.block_factor))
+    byte = scale_byte(bamax, outer.block_factor)
     scale = scale_value(byte)
     if arithmetic == "te":
         return byte, multiplier_of(scale, outer)
-    return byte, ptx.select(scale == Float32(0.0), Float32(0.0), _divide_by_scale(outer.s_enc, scale))
+    return byte, ptx.select(scale == Float32(0.0), Float32(0.0), _divide_by_scale(outer.rescale, scale))
 
 
-def inverse_of(scale: Float32, outer: Outer, arithmetic: str) -> Float32:
-    """An estimate of 1 / multiplier, to a few units of fp32; not for "torchao".
+def multiplier_and_inverse(byte: Uint32, outer: Outer, arithmetic: str) -> tuple[Float32, Float32]:
+    """The multiplier of a block's elements, never 0, and an estimate of 1 / multiplier, to a few units of fp32.
 
-    For a multiplier of 0 (see `nonzero`), a number far above the block's elements.
+    Not for "torchao". "per_token" multiplies by 0 where the scale is 0; S_enc / 256 leads to the same codes, as the
+    block's amax is below 2^-7 / S_enc, and has an inverse.
     """
-    p = ptx.mul(scale, outer.s_dec)
     if arithmetic == "te":
-        return ptx.fmax(p, Float32(1 / FLT_MAX))
-    return ptx.select(scale == Float32(0.0), Float32(_FAR_ABOVE), p)
+        scale = scale_value(byte)
+        return multiplier_of(scale, outer), ptx.fmax(ptx.mul(scale, outer.s_dec), Float32(1 / FLT_MAX))
+    scale = scale_value(ptx.select(byte == Uint32(0), Uint32(_BYTE_256), byte))
+    return _divide_by_scale(outer.rescale, scale), ptx.mul(scale, outer.s_dec)
 
 
-def nonzero(multiplier: Float32, scale: Float32, arithmetic: str) -> Float32:
-    """The multiplier, or one that sends all elements of a block to 0 as well, and `inverse_of` it not."""
-    if arithmetic == "te":
-        return multiplier
-    return ptx.select(scale == Float32(0.0), Float32(1 / _FAR_ABOVE), multiplier)
+def least_multiplier(outer: Outer, arithmetic: str) -> Float32:
+    """A lower bound of the multipliers of all blocks, but those of 0."""
+    return ptx.mul(outer.s_dec if arithmetic == "torchao" else outer.s_enc, Float32(2.0**-9))

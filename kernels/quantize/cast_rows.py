@@ -27,6 +27,7 @@ import cuda.bindings.driver as cuda
 import cutlass
 import cutlass.cute as cute
 from cutefp4.kernels.common import ptx
+from cutefp4.kernels.common.e2m1_stochastic import Dither
 from cutefp4.kernels.common.philox import key_schedule, philox
 from cutefp4.kernels.common.scale_layout import column_offset, row_offset
 from cutefp4.kernels.quantize.amax_partials import collect
@@ -157,7 +158,7 @@ def encode_chunk(
         b = block_of(plan, io, first, j)
         random = None
         if math.rounding == "stochastic":
-            random = philox((*io.counter, Uint32(b), Uint32(row)), io.keys)
+            random = Dither(philox((*io.counter, Uint32(b), Uint32(row)), io.keys))
         bamax = block_amax(words, plan.dtype)
         if not (computed or usual):
             words = positive_nans(words, plan.dtype)

@@ -46,7 +46,7 @@ from cutefp4.kernels.quantize.tile_encode import (
     scalar_outers,
 )
 from cutefp4.kernels.quantize.tile_group import encode_group_columns
-from cutefp4.kernels.quantize.tile_io import THREADS, TileIo, items_per_thread, load_tile, row_item
+from cutefp4.kernels.quantize.tile_io import THREADS, TileIo, items_per_thread, load_tile, row_item, rows_to_item
 from cutefp4.kernels.quantize.tile_map import in_groups, single
 from cutefp4.kernels.quantize.tile_tail import clear_tail
 from cutlass import Int32, Int64, Uint32
@@ -94,17 +94,13 @@ def build(plan: CastTilesPlan):
             rows=rows,
             tid=tid,
         )
-        randoms = []
-        for seed, offset in ((random[0], random[1]), (random[2], random[3])):
-            keys = key_schedule(Uint32(seed), Uint32(seed >> Int64(32)))
-            randoms.append(Random((Uint32(offset), Uint32(offset >> Int64(32))), keys))
         choice = tile_choice.allocate(plan, _allocate) if two_d else None
         codes = Uint32(0)
         if cutlass.const_expr(plan.shares_codes):
             # The errors of the 4over6 choice have been used when codes come, and take as much memory.
             codes = choice.errors if fours else _allocate(tile_transpose.code_bytes(plan))
         shared = Shared(
-            tile=_allocate(tile_smem.TILE_BYTES) if plan.columnwise else Uint32(0),
+            tile=_allocate(tile_smem.TILE_BYTES, tile_smem.ROW_BYTES) if plan.columnwise else Uint32(0),
             outers=_allocate(OUTER_BYTES * 256) if plan.token else Uint32(0),
             codes=codes,
             choice=choice,
@@ -118,7 +114,8 @@ def build(plan: CastTilesPlan):
             loaded = [positive_nans(words, plan.dtype) for words in loaded]
             if cutlass.const_expr(plan.columnwise):
                 for j in cutlass.range_constexpr(items_per_thread(plan)):
-                    tile_smem.write_block(shared.tile, *row_item(plan, tid, j), loaded[j])
+                    row, block = row_item(plan, tid, 0)
+                    tile_smem.write_block(shared.tile, row, rows_to_item(plan, j), block, loaded[j])
             if cutlass.const_expr(plan.token):
                 fill_outers(plan, io, shared)
             if cutlass.const_expr(two_d):
@@ -135,25 +132,25 @@ def build(plan: CastTilesPlan):
             if cutlass.const_expr(two_d and fours and (plan.rowwise or plan.columnwise_fours == "shared")):
                 tile_choice.decide(plan, shared.choice, row_lines(plan, io, loaded), row_outer, tid)
             if cutlass.const_expr(plan.rowwise):
-                encode_rows(plan, io, shared, loaded, randoms[0], row_outer)
+                encode_rows(plan, io, shared, loaded, random_of(random, 0), row_outer)
             if cutlass.const_expr(plan.columnwise):
                 if cutlass.const_expr(rows_first):
                     cute.arch.sync_threads()
                 if cutlass.const_expr(two_d and fours and plan.columnwise_fours == "recomputed"):
                     cute.arch.sync_threads()
                     tile_choice.decide(plan, shared.choice, column_lines(plan, io, shared), col_outer, tid)
-                factors = sign_factors(Uint32(mask), plan.dtype) if plan.rht != "none" else None
+                signs = sign_factors(Uint32(mask), plan.dtype) if plan.rht != "none" else None
                 if cutlass.const_expr(plan.shares_codes):
                     cute.arch.sync_threads()
                     if ptx.bits(row_outer.amax) == ptx.bits(col_outer.amax):
                         tile_transpose.store_scales(plan, io, shared.choice, row_outer)
                         tile_transpose.store_transposed(plan, io, shared.codes)
                     else:
-                        encode_columns(plan, io, shared, randoms[1], col_outer, factors)
+                        encode_columns(plan, io, shared, random_of(random, 1), col_outer, signs)
                 elif cutlass.const_expr(plan.packs_columns):
-                    encode_group_columns(plan, io, shared, randoms[1], col_outer, factors)
+                    encode_group_columns(plan, io, shared, random_of(random, 1), col_outer, signs)
                 else:
-                    encode_columns(plan, io, shared, randoms[1], col_outer, factors)
+                    encode_columns(plan, io, shared, random_of(random, 1), col_outer, signs)
         elif cutlass.const_expr(plan.grouped):
             groups = places.shape[0] - m // 128 - 1
             clear_tail(plan, io, tail, rows.scale_row // 128, m, m // 128 + groups, m // 64 + groups)
@@ -208,6 +205,13 @@ def build(plan: CastTilesPlan):
     )
 
 
-def _allocate(size: int) -> Uint32:
+def _allocate(size: int, alignment: int = 128) -> Uint32:
     """Address of `size` bytes of shared memory."""
-    return Uint32(cute.arch.alloc_smem(cutlass.Uint8, size, alignment=128).toint())
+    return Uint32(cute.arch.alloc_smem(cutlass.Uint8, size, alignment=alignment).toint())
+
+
+def random_of(random: cute.Tensor, copy: int) -> Random:
+    """Of the rowwise (0) or columnwise copy (1); made where it is used, which saves registers."""
+    seed, offset = random[2 * copy], random[2 * copy + 1]
+    keys = key_schedule(Uint32(seed), Uint32(seed >> Int64(32)))
+    return Random((Uint32(offset), Uint32(offset >> Int64(32))), keys)

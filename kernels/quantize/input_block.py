@@ -124,11 +124,26 @@ def finite_to_float(word: Uint32, half: int) -> Float32:
     return ptx.from_bits(ptx.asm(text, Uint32, word, zero_and_one))
 
 
-def clamp_magnitudes(words: list[Uint32], top: Uint32, dtype: str) -> list[Uint32]:
-    """min(|x|, top) of 16-bit elements, half by half; NaN becomes top."""
-    kind = f"{_SHORT[dtype]}x2"
-    text = f"{{ .reg .b32 a; abs.{kind} a, $1; min.{kind} $0, a, $2; }}"
-    return [ptx.asm(text, Uint32, word, top) for word in words]
+def magnitudes_of(words: list[Uint32], dtype: str) -> list[Uint32]:
+    """|x| of 16-bit elements, half by half."""
+    return [ptx.asm(f"abs.{_SHORT[dtype]}x2 $0, $1;", Uint32, word) for word in words]
+
+
+def clamp(magnitudes: list[Uint32], top: Uint32, dtype: str) -> list[Uint32]:
+    """min(x, top) of 16-bit elements, half by half; NaN becomes top."""
+    return [ptx.asm(f"min.{_SHORT[dtype]}x2 $0, $1, $2;", Uint32, word, top) for word in magnitudes]
+
+
+def largest(magnitudes: list[Uint32], dtype: str) -> Uint32:
+    """Lane-wise maximum of 16-bit magnitudes, NaN ignored. sm_90 has an instruction for three operands."""
+    text = f"{{ .reg .b32 t; max.{_SHORT[dtype]}x2 t, $1, $2; max.{_SHORT[dtype]}x2 $0, t, $3; }}"
+    while len(magnitudes) > 2:
+        rest = len(magnitudes) // 3 * 3
+        triples = [ptx.asm(text, Uint32, *magnitudes[i : i + 3]) for i in range(0, rest, 3)]
+        magnitudes = triples + magnitudes[rest:]
+    if len(magnitudes) == 1:
+        return magnitudes[0]
+    return ptx.asm(f"max.{_SHORT[dtype]}x2 $0, $1, $2;", Uint32, *magnitudes)
 
 
 def unpack(words: list[Uint32], dtype: str) -> list[Float32]:

@@ -1,15 +1,21 @@
 """The passes over a tile: outer amaxes to encode factors, rows from registers, columns from shared memory."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cutlass
 import cutlass.cute as cute
 from cutefp4.kernels.common import ptx
+from cutefp4.kernels.common.e2m1_stochastic import LEAST_FOLDED, Dither
 from cutefp4.kernels.common.hadamard16 import transform
 from cutefp4.kernels.common.philox import philox
 from cutefp4.kernels.quantize import tile_choice, tile_smem, tile_transpose
-from cutefp4.kernels.quantize.block_encode import Encoded, encode_block, encode_line, make_outer
-from cutefp4.kernels.quantize.block_scale import Outer
+from cutefp4.kernels.quantize.block_encode import (
+    Encoded,
+    encode_block,
+    encode_line,
+    make_outer,
+)
+from cutefp4.kernels.quantize.block_scale import Outer, least_multiplier
 from cutefp4.kernels.quantize.grid_encode import encode_columns_on_grid, encode_row_on_grid
 from cutefp4.kernels.quantize.input_block import (
     BYTES,
@@ -59,12 +65,13 @@ class Random:
 
     counter: tuple[Uint32, Uint32]
     keys: list
+    folded: bool = False
 
-    def words(self, plan: CastTilesPlan, block: Int32, row: Int32):
+    def words(self, plan: CastTilesPlan, block: Int32, row: Int32) -> Dither | None:
         """Random words of a block of the copy, None if the recipe rounds to nearest."""
         if plan.math.rounding != "stochastic":
             return None
-        return philox((*self.counter, Uint32(block), Uint32(row)), self.keys)
+        return Dither(philox((*self.counter, Uint32(block), Uint32(row)), self.keys), self.folded)
 
 
 def _outer_vector(plan: CastTilesPlan, amax: Int64, index: Int32, valid, shared: Uint32, slot: Int32) -> None:
@@ -125,8 +132,27 @@ def fill_outers(plan: cutlass.Constexpr, io: cutlass.Constexpr, shared: cutlass.
             _outer_vector(plan, io.col_amax, io.rows.group * io.n + column, valid, shared.outers, io.tid)
 
 
+@cute.jit
+def _folded_or_not(plan: cutlass.Constexpr, encode: cutlass.Constexpr, random: cutlass.Constexpr, outer):
+    """encode(random), with folded multipliers (common/e2m1_stochastic.py) unless the outer amax is astronomic.
+
+    One branch a pass instead of one a block. Token scaling has an outer amax a line, and does not fold.
+    """
+    if cutlass.const_expr(plan.math.rounding != "stochastic" or plan.token):
+        encode(random)
+    else:
+        if least_multiplier(outer, plan.math.arithmetic) >= Float32(LEAST_FOLDED):
+            encode(replace(random, folded=True))
+        else:
+            encode(random)
+
+
 def encode_rows(plan: CastTilesPlan, io: TileIo, shared: Shared, loaded: list, random: Random, outer) -> None:
     """Encode the blocks in registers and store them in the rowwise copy."""
+    _folded_or_not(plan, lambda r: _encode_rows(plan, io, shared, loaded, r, outer), random, outer)
+
+
+def _encode_rows(plan: CastTilesPlan, io: TileIo, shared: Shared, loaded: list, random: Random, outer) -> None:
     sink = row_sink(plan, io)
     # Codes that are transposed are needed behind a group's last row, too.
     if plan.grouped and not plan.shares_codes:
@@ -188,7 +214,7 @@ def _encode_row(
     if plan.block == "2d":
         top, four = tile_choice.read(plan, shared.choice, r // 16, b)
     else:
-        top, four = block_amax(words, plan.dtype), None
+        top, four = None if plan.on_grid else block_amax(words, plan.dtype), None
     if plan.on_grid:
         done = encode_row_on_grid(words, top, mine, plan.math.arithmetic, plan.dtype)
     else:
@@ -199,7 +225,7 @@ def _encode_row(
     store_block(plan, sink, row_step(plan, io, j), done, valid, block < (blocks + 3) // 4 * 4)
 
 
-def _encode(plan: CastTilesPlan, values: Values, top: Float32, four, outer: Outer, random) -> Encoded:
+def _encode(plan: CastTilesPlan, values: Values, top: Float32, four, outer, random) -> Encoded:
     """A block, or a line of a 16x16 block, element by element."""
     if plan.block == "1d":
         return encode_block(values, top, outer, plan.math, plan.arch, random)
@@ -208,20 +234,28 @@ def _encode(plan: CastTilesPlan, values: Values, top: Float32, four, outer: Oute
 
 def read_item(plan: CastTilesPlan, shared: Shared, tid: Int32, j: int) -> list[Uint32]:
     """The 16 words of this thread's item j."""
-    chunk = tid // 32 + Int32(j * (THREADS // 32))
-    return tile_smem.read_column(shared.tile, (tid // 4) % GROUPS, chunk, tid % 4)
+    return tile_smem.read_column(shared.tile, (tid // 4) % GROUPS, tid // 32, j * (THREADS // 32), tid % 4)
 
 
-def encode_columns(plan: CastTilesPlan, io: TileIo, shared: Shared, random: Random, outer, factors) -> None:
-    """Read columns back, [transform], encode and store them in the columnwise copy."""
+def encode_columns(plan: CastTilesPlan, io: TileIo, shared: Shared, random: Random, outer, signs) -> None:
+    """Read columns back, [transform], encode and store them in the columnwise copy.
+
+    `signs` of the transform: `hadamard16.sign_factors`; None without it.
+    """
+    _folded_or_not(plan, lambda r: _encode_columns(plan, io, shared, r, outer, signs), random, outer)
+
+
+def _encode_columns(plan: CastTilesPlan, io: TileIo, shared: Shared, random: Random, outer, signs) -> None:
     sink, blocks = column_sink(plan, io), io.rows.rows_k // 16
     padded_n = (io.n + 127) // 128 * 128
     for j in range(2):
+        if j > 0 and plan.token:
+            cute.arch.sync_warp()  # keeps the compiler from holding two items in registers
         words = read_item(plan, shared, io.tid, j)
         places = [column_item(plan, io.tid, j, i) for i in range(4 // BYTES[plan.dtype])]
         outers = [read_outer(plan, shared.outers, c + 128) if plan.token else outer for _, c in places]
         randoms = [random.words(plan, io.rows.local // 16 + g, io.first_column + in_tile) for g, in_tile in places]
-        for i, done in enumerate(_encode_item(plan, shared, words, places, outers, randoms, factors)):
+        for i, done in enumerate(_encode_item(plan, shared, words, places, outers, randoms, signs)):
             g, in_tile = places[i]
             column, group = io.first_column + in_tile, io.rows.local // 16 + g
             valid = (column < io.n) & (group < blocks)
@@ -229,13 +263,14 @@ def encode_columns(plan: CastTilesPlan, io: TileIo, shared: Shared, random: Rand
             store_block(plan, sink, column_step(plan, io, j, i), done, valid, padded)
 
 
-def _encode_item(plan: CastTilesPlan, shared: Shared, words: list, places, outers, randoms, factors):
+def _encode_item(plan: CastTilesPlan, shared: Shared, words, places, outers, randoms, factors):
     """The blocks of one columnwise item of a thread."""
-    if plan.rht == "bf16" and plan.dtype == "bfloat16":
-        return _encode_rounded(plan, words, outers, randoms, factors)
     columns = unpack_columns(words, plan.dtype)
+    if plan.rht == "bf16" and plan.dtype == "bfloat16":
+        blocks = [pack(transform(values.x, factors, "exact", plan.dtype), "bfloat16") for values in columns]
+        return [_encode_packed(plan, *rest) for rest in zip(blocks, outers, randoms, strict=True)]
     if plan.rht == "none":
-        tops = column_amaxes(words, plan.dtype)
+        tops = None if plan.on_grid else column_amaxes(words, plan.dtype)
     else:
         columns = [Values.of(transform(values.x, factors, plan.rht, plan.dtype)) for values in columns]
         tops = [values_amax(values.x) for values in columns]
@@ -247,17 +282,11 @@ def _encode_item(plan: CastTilesPlan, shared: Shared, words: list, places, outer
     return [_encode(plan, *rest) for rest in zip(columns, tops, fours, outers, randoms, strict=True)]
 
 
-def _encode_rounded(plan: CastTilesPlan, words: list, outers, randoms, factors) -> list[Encoded]:
-    """Two columns that are rounded to bf16 after the transform: from there on they are like packed rows."""
-    done = []
-    for values, outer, random in zip(unpack_columns(words, plan.dtype), outers, randoms, strict=True):
-        packed = pack(transform(values.x, factors, "fp32", plan.dtype), "bfloat16")
-        top = block_amax(packed, "bfloat16")
-        if plan.on_grid:
-            done.append(encode_row_on_grid(packed, top, outer, plan.math.arithmetic, "bfloat16"))
-        else:
-            done.append(_encode(plan, unpack_row(packed, "bfloat16"), top, None, outer, random))
-    return done
+def _encode_packed(plan: CastTilesPlan, words: list, outer, random) -> Encoded:
+    """A block of packed bf16."""
+    if plan.on_grid:
+        return encode_row_on_grid(words, None, outer, plan.math.arithmetic, "bfloat16")
+    return _encode(plan, unpack_row(words, "bfloat16"), block_amax(words, "bfloat16"), None, outer, random)
 
 
 def row_lines(plan: CastTilesPlan, io: TileIo, loaded: list):

@@ -51,10 +51,15 @@ def items_per_thread(plan: CastTilesPlan) -> int:
     return 128 * blocks_per_row(plan) // THREADS
 
 
+def rows_to_item(plan: CastTilesPlan, j: int) -> int:
+    """Rows from a thread's first block to its block j."""
+    return j * (THREADS // blocks_per_row(plan))
+
+
 def row_item(plan: CastTilesPlan, tid: Int32, j: int) -> tuple[Int32, Int32]:
     """(row of the tile, block of the row) of this thread's block j."""
     across = blocks_per_row(plan)
-    return tid // across + Int32(j * (THREADS // across)), tid % across
+    return tid // across + Int32(rows_to_item(plan, j)), tid % across
 
 
 def column_stride(plan: CastTilesPlan) -> int:
@@ -72,12 +77,15 @@ def column_item(plan: CastTilesPlan, tid: Int32, j: int, i: int) -> tuple[Int32,
 def load_tile(plan: CastTilesPlan, io: TileIo) -> list:
     """This thread's blocks as they are; zeros outside the matrix."""
     loaded = []
+    r, b = row_item(plan, io.tid, 0)
+    first = io.x + Int64(io.rows.begin + io.rows.local + r) * io.x_stride
+    first = first + Int64(io.first_column + b * 16) * Int64(BYTES[plan.dtype])
+    row, column = io.rows.local + r, io.first_column + b * 16
     for j in range(items_per_thread(plan)):
-        r, b = row_item(plan, io.tid, j)
-        row, column = io.rows.local + r, io.first_column + b * 16
-        where = io.x + Int64(io.rows.begin + row) * io.x_stride + Int64(column) * Int64(BYTES[plan.dtype])
+        where = first + Int64(rows_to_item(plan, j)) * io.x_stride
         inside = io.n - column if plan.partial_columns else None
-        valid = (row < io.rows.rows) & (column < io.n)
+        # Not row + rows_to_item(): the compiler would keep the sum for what is encoded later, and spill it.
+        valid = (row < io.rows.rows - rows_to_item(plan, j)) & (column < io.n)
         words = load_block(where, valid, plan.dtype, plan.vector_bytes, inside)
         loaded.append(words)
     return loaded
@@ -112,7 +120,7 @@ def row_sink(plan: CastTilesPlan, io: TileIo) -> Sink:
 
 def row_step(plan: CastTilesPlan, io: TileIo, j: int) -> Steps:
     """To block j: a multiple of 32 rows further, which is 4 bytes per 32 rows within a scale tile."""
-    rows = j * (THREADS // blocks_per_row(plan))
+    rows = rows_to_item(plan, j)
     blocks = Int64(rows) * Int64(io.n // 16)
     return Steps(blocks * Int64(8), Int64(rows // 32 * 4) if plan.scale_layout == "tiled" else blocks)
 
@@ -135,10 +143,10 @@ def column_sink_at(plan: CastTilesPlan, io: TileIo, g: Int32, in_tile: Int32) ->
 
 
 def column_step(plan: CastTilesPlan, io: TileIo, j: int, i: int) -> Steps:
-    """To column i of item j; the first item's column pair never crosses a multiple of 32."""
+    """To column i of item j; the first item's columns, and what follows closely, never cross a multiple of 32."""
     columns = j * column_stride(plan) + i
     if plan.scale_layout == "tiled":
-        scales = Int64(j * column_stride(plan) // 32 * 4 + i * 16)
+        scales = Int64(columns // 32 * 4 + columns % 32 * 16)
     else:
         scales = Int64(columns) * (io.col_stride // Int64(8))
     return Steps(Int64(columns) * io.col_stride, scales)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from cutefp4.format import E4M3_MAX, numerator
 from cutefp4.recipe import QuantRecipe
 from tests import cases
 from tests.kernels.machines import check, on_gpu, on_machines
@@ -65,6 +66,20 @@ def test_hadamard(machine, kind, recipe):
     check(machine, cases.matrix(48, 33, "normal", 8), masked, seed=1, offset=2, rowwise=False, columnwise=True)
 
 
+@on_machines
+@pytest.mark.parametrize("recipe", [TE, TE.replace(rounding="stochastic"), TOKEN], ids=QuantRecipe.describe)
+def test_hadamard_of_hard_inputs(machine, recipe):
+    """Zeros of both signs, sums that cancel, Inf and NaN, the ends of the range; rows and columns that fill no tile."""
+    masks = (0xD7E8, 0xFFFF)
+    generator = torch.Generator().manual_seed(3)
+    whole = torch.randint(-2, 3, (48, 160), generator=generator).bfloat16()
+    whole *= torch.where(torch.rand(48, 160, generator=generator) < 0.5, -1.0, 1.0).bfloat16()  # -0, too
+    whole[:16, ::3], whole[16:32, 1::3] = 0.0, -0.0
+    inputs = [whole, cases.specials(), whole * 2.0**125, whole * 2.0**-133, cases.matrix(272, 144, "normal", 11)]
+    for x, mask in zip(inputs, 3 * masks, strict=False):
+        check(machine, x, recipe.replace(rht="bf16", rht_sign_mask=mask), seed=1, offset=2, **BOTH)
+
+
 @on_gpu
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_hadamard_many_shapes(machine, dtype):
@@ -110,6 +125,35 @@ def test_ties_and_saturation(machine):
     for factor in (0.01, 30.0):
         check(machine, x, TE, amax=x.float().abs().max() * factor, **BOTH)
         check(machine, x, TOKEN, amax=x.float().abs().amax(1) * factor, **BOTH)
+
+
+def _rounds_to_ties(amax: float) -> list[torch.Tensor]:
+    """16x16 blocks in whose first row and column fl(x * m) is a tie of E2M1 while x * m is not, for an outer amax."""
+    scales = torch.arange(64, 72, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    integers = torch.arange(128, 256, dtype=torch.float64)
+    ties = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0], dtype=torch.float64)
+    s_enc = numerator(E4M3_MAX) / torch.tensor(amax)
+    exact = (1 / (scales * (1 / s_enc))).double()[:, None] * integers
+    rounded = exact.float().double()
+    down = torch.log2(rounded[..., None] / ties)
+    blocks = []
+    for i, j, t in ((down == down.round()) & (rounded != exact)[..., None]).nonzero().tolist():
+        block = torch.zeros(16, 16)
+        block[0, 1:4] = block[1:4, 0] = (integers[j] * 2.0 ** -down[i, j, t]).float()
+        block[0, 4:8] = -block[0, 1]
+        block[0, 0] = 6 * scales[i] / s_enc
+        blocks.append(block.bfloat16())
+    return blocks
+
+
+@on_machines
+def test_products_that_round_to_ties(machine):
+    """A multiplication that is fused with the rounding to the grid does not see these ties."""
+    for amax in (0.2062174528837204, 0.494290828704834, 37.95000076293945, 0.33541667461395264):
+        known = {"amax": torch.tensor(amax), "columnwise_amax": torch.tensor(amax)}
+        blocks = _rounds_to_ties(amax)
+        assert blocks
+        check(machine, torch.cat(blocks), TE, **known, **BOTH)
 
 
 @on_machines
