@@ -34,7 +34,7 @@ from cutefp4.gemm_plan_small_m import Sm90SmallMPlan
 from cutefp4.heuristics import small_m
 from cutefp4.sass import disassemble
 from tests.compare import assert_same_bits
-from tests.kernels.hopper import DEVICES, expect, operand, poisoned, running_on, weight_values
+from tests.kernels.hopper import DEVICES, check_w4a16, expect, operand, poisoned, running_on, weight_values
 
 # ---------------------------------------------------------------- sharing the work
 
@@ -262,16 +262,7 @@ def test_results_repeat_bit_for_bit_and_lie_within_the_bound(monkeypatch, device
 def test_w4a16(monkeypatch, device, dtype, m, n, k):
     name = str(dtype).removeprefix("torch.")
     force(monkeypatch, SmallMConfig(4, 8, 2, 1, 2, 1, 2, decode_to=name))
-    w = operand(n, k, 12, layout="compact" if n == 300 else "tiled", device=device)
-    g = torch.Generator().manual_seed(3)
-    # Quarters up to 2: every product and sum is exact.
-    x = (torch.randint(-8, 9, (m, k), generator=g) / 4).to(dtype)
-    bias = torch.randn(n, generator=g).bfloat16()
-    with running_on(device):
-        y = ops.gemm_a16(x.to(device), w, bias=bias.to(device), activation="relu", out_dtype=torch.float32)
-    acc = (x.double() @ weight_values(w).T).float()
-    constant = torch.ones(()) / (6.0 * 448)
-    assert_same_bits(y.cpu(), torch.relu(constant * (w.amax.cpu() * acc) + bias.float()))
+    check_w4a16(device, dtype, m, n, k)
 
 
 @pytest.mark.parametrize("device", DEVICES)

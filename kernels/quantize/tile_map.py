@@ -63,22 +63,6 @@ def single(tile: Int32, m: Int32) -> TileRows:
     return TileRows(Int32(0), Int32(0), m, m, first, first, Int32(0), first < m)
 
 
-@cute.jit
-def group_of(row: Int32, offs: cute.Tensor) -> Int32:
-    """The group that holds a row, given the end offsets `offs`; as many as there are if none does.
-
-    Every thread of a warp must call it.
-    """
-    groups, before = offs.shape[0], Int32(0)
-    for base in cutlass.range(0, groups, 32):
-        g = base + Int32(cute.arch.lane_idx())
-        ended = False
-        if g < groups:
-            ended = offs[g] <= row
-        before += Int32(cute.arch.popc(cute.arch.vote_ballot_sync(ended)))
-    return before
-
-
 def in_groups(place: Int32, places: cute.Tensor) -> tuple[TileRows, Tail]:
     """The tile at a place of the grid, of a matrix whose rows are split, as the map `places` says (group_map.py)."""
     where = ptx.address(places) + Int64(place) * Int64(4 * MAP_WORDS)

@@ -24,6 +24,7 @@ from cutefp4.gemm_plan import Sm90GemmPlan
 from cutefp4.legality_sm90 import sm90_problems
 from cutefp4.operand import Nvfp4Operand
 from cutefp4.scale_layout import to_tiled
+from tests.compare import assert_same_bits
 
 GPU = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.sm90])
 DEVICES = ["cpu", GPU]
@@ -89,3 +90,17 @@ def run_config(config: Sm90Config, a: Nvfp4Operand, b: Nvfp4Operand, ctas: int, 
         kernel_cache.get(plan)(a.codes[None], scales[0], b.codes[None], scales[1], tensors, ctas)
         results.append(d[0].cpu())
     return results, [buffer.cpu() for buffer in buffers]
+
+
+def check_w4a16(device: str, dtype: torch.dtype, m: int, n: int, k: int) -> None:
+    """`gemm_a16` with bias and relu against float64, bit for bit: whatever configuration is chosen."""
+    w = operand(n, k, 12, layout="compact" if n == 300 else "tiled", device=device)
+    g = torch.Generator().manual_seed(3)
+    # Quarters up to 2: every product and sum is exact.
+    x = (torch.randint(-8, 9, (m, k), generator=g) / 4).to(dtype)
+    bias = torch.randn(n, generator=g).bfloat16()
+    with running_on(device):
+        y = ops.gemm_a16(x.to(device), w, bias=bias.to(device), activation="relu", out_dtype=torch.float32)
+    acc = (x.double() @ weight_values(w).T).float()
+    constant = torch.ones(()) / (6.0 * 448)
+    assert_same_bits(y.cpu(), torch.relu(constant * (w.amax.cpu() * acc) + bias.float()))

@@ -15,23 +15,14 @@ from cutefp4.epilogue_text import default_text, tree_of
 from cutefp4.errors import UnsupportedError
 from cutefp4.heuristics import sm90
 from tests.compare import assert_same_bits
-from tests.kernels.hopper import DEVICES, operand, poisoned, running_on, weight_values
+from tests.kernels.hopper import DEVICES, check_w4a16, operand, poisoned, running_on, weight_values
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 300, 256), (20, 264, 128), (150, 136, 192)])
 def test_w4a16(device, dtype, m, n, k):
-    w = operand(n, k, 12, layout="compact" if n == 300 else "tiled", device=device)
-    g = torch.Generator().manual_seed(3)
-    # Quarters up to 2: every product and sum is exact.
-    x = (torch.randint(-8, 9, (m, k), generator=g) / 4).to(dtype)
-    bias = torch.randn(n, generator=g).bfloat16()
-    with running_on(device):
-        y = ops.gemm_a16(x.to(device), w, bias=bias.to(device), activation="relu", out_dtype=torch.float32)
-    acc = (x.double() @ weight_values(w).T).float()
-    constant = torch.ones(()) / (6.0 * 448)
-    assert_same_bits(y.cpu(), torch.relu(constant * (w.amax.cpu() * acc) + bias.float()))
+    check_w4a16(device, dtype, m, n, k)
 
 
 @pytest.mark.parametrize("device", DEVICES)
