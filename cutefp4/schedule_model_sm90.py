@@ -3,34 +3,43 @@
 Per 64 of K a CTA needs
 
     tensor  tile_m * tile_n / 32 clocks of wgmma, times TENSOR
-    decode  rows of the register operand and, if it is decoded here, of the shared one, at fitted clocks per row: what
+    decode  rows of the register operand and, if it is decoded here, of the shared one, at clocks per row: what
             decoding costs beside everything else that issues
     l2      what TMA brings, at 64 bytes per clock
     smem    TMA's writes, reads by decoders, decoded tiles written, wgmma's reads, at 128 bytes per clock
 
 and per tile an epilogue that is not hidden behind the next tile's mainloop: instructions, D through L2, C from HBM.
-A staged operand is decoded once by a kernel before, at the speed of HBM.
+CTAs that share K exchange partial sums. A staged operand is decoded once by a kernel before, at the speed of HBM.
 
-The constants with a unit of clocks per row, and the fixed times, are fitted to sweeps of configurations on an H200 at
-(4096, 4096, 4096), (8192, 8192, 8192), (16384, 7168, 2048) and M x 8192 x 8192; perf/schedule_model.py states the error
-against the results that are kept, class by class. The small-M kernel is not modelled.
+Clocks per row beside a 16-bit operand, and of the exchange, were read inside the kernel on an H200 (heuristics/sm90.py
+has them). Those beside decode warps, and the fixed times, are fitted to sweeps of configurations at (4096, 4096, 4096),
+(8192, 8192, 8192), (16384, 7168, 2048) and M x 8192 x 8192. perf/schedule_model.py states the error against the results
+that are kept, class by class. The small-M kernel is not modelled.
 """
 
 from __future__ import annotations
 
 from cutefp4.config import K_BLOCK, Sm90Config
-from cutefp4.heuristics.sm90 import GemmShape
+from cutefp4.heuristics.sm90 import (
+    ARRIVAL_CLOCKS,
+    ISSUE_M,
+    NATURAL_BLOCK,
+    NATURAL_PRODUCTS,
+    NATURAL_ROW,
+    PAIR_STORE,
+    READ_BYTES_PER_CLOCK,
+    WRITE_BYTES_PER_CLOCK,
+    GemmShape,
+)
 from cutefp4.schedule_model import Estimate, Machine, Work, schedule
 
 H200 = Machine(name="H200", sms=132, clock=1.75, products=2048, smem=128, l2=64, hbm=4250.0, latency=1500, launch=2.0)
-TENSOR = 1.15
+TENSOR = 1.11
 """wgmma takes this much longer than its products alone: between two groups, fragments change hands."""
 DECODED_ROW, SHARED_ROW, SHARED_ROW_16 = 3.2, 4.46, 4.76
 """Clocks per row and 64 of K: of the register operand, and of a shared operand of NVFP4 or of 16 bits in the kernel."""
-STAGED_ROW, DIRECT_ROW = 5.1, 6.6
-"""The same of the register operand where the consumers alone decode: beside a staged, and a 16-bit operand."""
-TILE_CLOCKS, SHARED_K_CLOCKS = 3000.0, 12500.0
-"""Of an epilogue, and of a launch whose CTAs share K."""
+TILE_CLOCKS = 3000.0
+"""Of an epilogue."""
 EPILOGUE_SLOTS = 1.0
 """Clocks per 128 elements of D."""
 STAGING_US = 1.0
@@ -45,8 +54,11 @@ def _is_direct(config: Sm90Config) -> bool:
 def _block_clocks(config: Sm90Config, shape: GemmShape, rows: tuple[int, int]) -> dict[str, float]:
     """Clocks per 64 of K by resource. rows: of register and shared operand, which may be fewer than a tile's."""
     c, direct, a16 = config, _is_direct(config), shape.activations != "nvfp4"
-    if direct:
-        decode = (DIRECT_ROW if a16 else STAGED_ROW) * c.tile_m
+    products = c.tile_m * c.tile_n / 32
+    if direct and a16:
+        decode = NATURAL_BLOCK + NATURAL_ROW * c.tile_m + NATURAL_PRODUCTS * products
+    elif direct:
+        decode = ISSUE_M[4 if c.consumer_groups == 4 else 2] * c.tile_m
     else:
         decode = DECODED_ROW * c.tile_m + (SHARED_ROW_16 if a16 else SHARED_ROW) * c.tile_n
     packed = K_BLOCK * NVFP4_BYTES
@@ -55,11 +67,21 @@ def _block_clocks(config: Sm90Config, shape: GemmShape, rows: tuple[int, int]) -
     smem = 2 * c.tile_m * packed + c.tile_n * (row_n + decoded_n + 2 * K_BLOCK * c.tile_m / 64)
     brought = min(c.tile_m, rows[0]) * packed + min(c.tile_n, rows[1]) * row_n
     return {
-        "tensor": TENSOR * c.tile_m * c.tile_n / 32,
+        "tensor": TENSOR * products,
         "decode": decode,
         "l2": brought / H200.l2,
         "smem": smem / H200.smem,
     }
+
+
+def _exchange_clocks(config: Sm90Config, tiles: int, ctas: int) -> float:
+    """What sharing K costs a CTA: its partial sums written and counted in, and those of the others read."""
+    if not config.shares_k:
+        return 0.0
+    partial = 4.0 * config.tile_m * config.finished_tile().tile_n
+    # With stream-K a CTA's share begins and ends inside tiles, and a tile has the partial sums of several.
+    segments, others = (2, 1 + ctas / tiles) if config.stream_k else (1, config.splits - 1)
+    return segments * (partial / WRITE_BYTES_PER_CLOCK + ARRIVAL_CLOCKS) + others * partial / READ_BYTES_PER_CLOCK
 
 
 def work(config: Sm90Config, shape: GemmShape, out_bytes: int = 2, c_bytes: int = 0, sms: int = H200.sms) -> Work:
@@ -71,14 +93,15 @@ def work(config: Sm90Config, shape: GemmShape, out_bytes: int = 2, c_bytes: int 
     elements = c.tile_m * min(c.tile_n, rows[1])
     per_sm = H200.hbm / (H200.clock * H200.sms)
     crossing = {"bytes": elements * (out_bytes / H200.l2 + c_bytes / per_sm)}
+    issue, share = EPILOGUE_SLOTS * elements / 128, PAIR_STORE if c.split_pair else 1.0
     a_bytes = NVFP4_BYTES if shape.activations == "nvfp4" else 2.0
     operands = shape.m * shape.k * a_bytes + shape.n * shape.k * NVFP4_BYTES
     return Work(
         stage={name: c.k_blocks * clocks for name, clocks in _block_clocks(c, shape, rows).items()},
         stages=stages,
         depth=c.load_stages,
-        epilogue={"issue": EPILOGUE_SLOTS * elements / 128} | crossing,
-        epilogue_fixed=TILE_CLOCKS,
+        epilogue={name: share * clocks for name, clocks in (crossing | {"issue": issue}).items()},
+        epilogue_fixed=share * TILE_CLOCKS,
         overlapped=False,
         tiles=tiles,
         at_once=sms,
@@ -86,7 +109,7 @@ def work(config: Sm90Config, shape: GemmShape, out_bytes: int = 2, c_bytes: int 
         hbm_bytes=shape.batch * (operands + shape.m * shape.n * (out_bytes + c_bytes)),
         products=shape.m * shape.n * shape.k * shape.batch,
         equal_shares=c.stream_k,
-        setup=SHARED_K_CLOCKS if c.shares_k else 0.0,
+        setup=_exchange_clocks(c, tiles // c.splits, min(tiles * stages, sms)),
     )
 
 

@@ -21,6 +21,10 @@ def _us(value: float | None) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
+def _ms(value: float) -> str:
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
+
+
 def by_case(rows: Iterable[dict]) -> dict[str, dict[str, dict]]:
     """Timed rows by case and variant."""
     found: dict[str, dict[str, dict]] = {}
@@ -136,7 +140,7 @@ def launch_table(data: dict) -> str:
 
 def compile_table(data: dict) -> str:
     """Costs of a kernel before its first launch."""
-    rows = [(row["arch"], row["case"], f"{row['median_us'] / 1e3:.3g}") for row in data["rows"]]
+    rows = [(row["arch"], row["case"], _ms(row["median_us"] / 1e3)) for row in data["rows"]]
     return table(("architecture", "what", "ms"), rows)
 
 
