@@ -373,7 +373,15 @@ def test_ctrl_c_while_compiling_ends_the_program_and_its_processes(tmp_path):
     arguments = ("sweep", "--arch", "sm_90a", "--shape", "64x128x256", "--limit", "2", "--workers", "2")
     environment = {**os.environ, "CUTEFP4_CACHE_DIR": str(tmp_path / "cache")}
     command = [sys.executable, "-c", "from cutefp4.cli import main; main()", *arguments]
-    program = subprocess.Popen(command, env=environment, stdout=-1, stderr=-1, text=True, start_new_session=True)
+    program = subprocess.Popen(
+        command,
+        env=environment,
+        stdout=-1,
+        stderr=-1,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     begin = time.monotonic()
     while len(workers := psutil.Process(program.pid).children()) < 2 and time.monotonic() - begin < 120:
         time.sleep(0.1)
