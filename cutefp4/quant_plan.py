@@ -99,6 +99,11 @@ class CastRowsPlan(Plan):
     partials: bool = False
 
     @property
+    def ctas_per_sm(self) -> int:
+        """CTAs that must fit into the registers of an SM; 0 leaves it to ptxas, which here would spill for a fourth."""
+        return 1 if self.arch != "sm_90a" and self.math.four_over_six != "none" and self.scaling == "token" else 0
+
+    @property
     def rows_per_cta(self) -> int:
         return self.threads // self.threads_per_row
 
@@ -179,9 +184,9 @@ class CastTilesPlan(Plan):
     def ctas_per_sm(self) -> int:
         """CTAs that must fit into the registers of an SM, as many as leave no spills; 0 leaves it open."""
         if self.math.four_over_six != "none":
-            return 0
+            return 1 if self.math.rounding == "stochastic" else 0
         if self.math.rounding == "stochastic":
-            return 3 if self.dtype == "bfloat16" and not self.token else 0
+            return 3 if self.dtype == "bfloat16" and self.columnwise and not self.token else 0
         return 3 if self.token or self.grouped else 4
 
     @property

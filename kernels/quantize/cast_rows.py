@@ -251,7 +251,11 @@ def build(plan: CastRowsPlan):
         rows = (x.shape[0] + 127) // 128 * 128 if tiled else x.shape[0]
         grid = cutlass.min(ctas, cute.ceil_div(rows, rows_per_cta))
         cast_rows_kernel(x, codes, scales, amax, random).launch(
-            grid=[grid, 1, 1], block=[threads, 1, 1], stream=stream, use_pdl=plan.partials
+            grid=[grid, 1, 1],
+            block=[threads, 1, 1],
+            min_blocks_per_mp=plan.ctas_per_sm,
+            stream=stream,
+            use_pdl=plan.partials,
         )
 
     m, n = cute.sym_int(), cute.sym_int(divisibility=16)

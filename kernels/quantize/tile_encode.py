@@ -136,9 +136,11 @@ def fill_outers(plan: cutlass.Constexpr, io: cutlass.Constexpr, shared: cutlass.
 def _folded_or_not(plan: cutlass.Constexpr, encode: cutlass.Constexpr, random: cutlass.Constexpr, outer):
     """encode(random), with folded multipliers (common/e2m1_stochastic.py) unless the outer amax is astronomic.
 
-    One branch a pass instead of one a block. Token scaling has an outer amax a line, and does not fold.
+    One branch a pass instead of one a block. Token scaling has an outer amax a line, and does not fold; nor does
+    4over6, whose two copies of a pass would spill.
     """
-    if cutlass.const_expr(plan.math.rounding != "stochastic" or plan.token):
+    folds = plan.math.rounding == "stochastic" and plan.math.four_over_six == "none" and not plan.token
+    if cutlass.const_expr(not folds):
         encode(random)
     else:
         if least_multiplier(outer, plan.math.arithmetic) >= Float32(LEAST_FOLDED):

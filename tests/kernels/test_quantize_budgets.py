@@ -1,5 +1,7 @@
 """No quantisation kernel spills, and those that are meant to share an SM fit into its registers and shared memory."""
 
+from dataclasses import replace
+
 import pytest
 
 from cutefp4.compile_report import compile_report
@@ -35,7 +37,10 @@ def plans(arch: str) -> list:
         CastRowsPlan(arch, "bfloat16", STRICT, **rows, **row_shape(6144, 2, 2)),
         CastRowsPlan(arch, "bfloat16", STRICT, "tensor", True, "tiled", **row_shape(6144, 2)),
         CastRowsPlan(arch, "bfloat16", STRICT, "tensor", True, "tiled", **row_shape(6144, 2), partials=True),
+        CastRowsPlan(arch, "bfloat16", STRICT, **rows, **row_shape(7168, 2, 2)),
         CastTilesPlan(arch, "bfloat16", STRICT, **tiles, columnwise=False),
+        CastTilesPlan(arch, "bfloat16", SR, **tiles, columnwise=False),
+        CastTilesPlan(arch, "bfloat16", replace(STRICT, rounding="stochastic"), **tiles, rht="bf16"),
         *(CastTilesPlan(arch, d, TE, **tiles) for d in ("bfloat16", "float16", "float32")),
         CastTilesPlan(arch, "bfloat16", TE, **tiles, columnwise=False),
         CastTilesPlan(arch, "bfloat16", TOKEN, "token", "tiled"),
