@@ -47,13 +47,16 @@ class Outcome:
     error: str | None = None
 
 
-def worker_count(plans: int) -> int:
-    """How many workers to start: CUTEFP4_COMPILE_WORKERS, or what cores and free memory allow; at most one a plan."""
+def worker_count(plans: int | None = None) -> int:
+    """How many workers to start: CUTEFP4_COMPILE_WORKERS, or what cores and free memory allow; at most one a plan.
+
+    plans: None while nobody knows how many there are.
+    """
     wanted = env.read_int("CUTEFP4_COMPILE_WORKERS")
     if not wanted:
         cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count() or 1
         wanted = min(cores, psutil.virtual_memory().available // WORKER_BYTES)
-    return max(1, min(wanted, plans))
+    return max(1, wanted if plans is None else min(wanted, plans))
 
 
 class _Worker:

@@ -20,17 +20,7 @@ that are kept, class by class. The small-M kernel is not modelled.
 from __future__ import annotations
 
 from cutefp4.config import K_BLOCK, Sm90Config
-from cutefp4.heuristics.sm90 import (
-    ARRIVAL_CLOCKS,
-    ISSUE_M,
-    NATURAL_BLOCK,
-    NATURAL_PRODUCTS,
-    NATURAL_ROW,
-    PAIR_STORE,
-    READ_BYTES_PER_CLOCK,
-    WRITE_BYTES_PER_CLOCK,
-    GemmShape,
-)
+from cutefp4.heuristics.sm90 import PAIR_STORE, GemmShape, direct_clocks, exchange_clocks
 from cutefp4.schedule_model import Estimate, Machine, Work, schedule
 
 H200 = Machine(name="H200", sms=132, clock=1.75, products=2048, smem=128, l2=64, hbm=4250.0, latency=1500, launch=2.0)
@@ -54,11 +44,8 @@ def _is_direct(config: Sm90Config) -> bool:
 def _block_clocks(config: Sm90Config, shape: GemmShape, rows: tuple[int, int]) -> dict[str, float]:
     """Clocks per 64 of K by resource. rows: of register and shared operand, which may be fewer than a tile's."""
     c, direct, a16 = config, _is_direct(config), shape.activations != "nvfp4"
-    products = c.tile_m * c.tile_n / 32
-    if direct and a16:
-        decode = NATURAL_BLOCK + NATURAL_ROW * c.tile_m + NATURAL_PRODUCTS * products
-    elif direct:
-        decode = ISSUE_M[4 if c.consumer_groups == 4 else 2] * c.tile_m
+    if direct:
+        decode = direct_clocks(c)
     else:
         decode = DECODED_ROW * c.tile_m + (SHARED_ROW_16 if a16 else SHARED_ROW) * c.tile_n
     packed = K_BLOCK * NVFP4_BYTES
@@ -67,21 +54,18 @@ def _block_clocks(config: Sm90Config, shape: GemmShape, rows: tuple[int, int]) -
     smem = 2 * c.tile_m * packed + c.tile_n * (row_n + decoded_n + 2 * K_BLOCK * c.tile_m / 64)
     brought = min(c.tile_m, rows[0]) * packed + min(c.tile_n, rows[1]) * row_n
     return {
-        "tensor": TENSOR * products,
+        "tensor": TENSOR * c.tile_m * c.tile_n / 32,
         "decode": decode,
         "l2": brought / H200.l2,
         "smem": smem / H200.smem,
     }
 
 
-def _exchange_clocks(config: Sm90Config, tiles: int, ctas: int) -> float:
-    """What sharing K costs a CTA: its partial sums written and counted in, and those of the others read."""
-    if not config.shares_k:
-        return 0.0
-    partial = 4.0 * config.tile_m * config.finished_tile().tile_n
-    # With stream-K a CTA's share begins and ends inside tiles, and a tile has the partial sums of several.
-    segments, others = (2, 1 + ctas / tiles) if config.stream_k else (1, config.splits - 1)
-    return segments * (partial / WRITE_BYTES_PER_CLOCK + ARRIVAL_CLOCKS) + others * partial / READ_BYTES_PER_CLOCK
+def _shared_k_clocks(config: Sm90Config, tiles: int, ctas: int) -> float:
+    """What sharing K costs a CTA."""
+    if config.stream_k:  # a CTA's share begins and ends inside tiles, and a tile has the partial sums of several
+        return exchange_clocks(config, 1 + ctas / tiles, 2)
+    return exchange_clocks(config, config.splits - 1) if config.shares_k else 0.0
 
 
 def work(config: Sm90Config, shape: GemmShape, out_bytes: int = 2, c_bytes: int = 0, sms: int = H200.sms) -> Work:
@@ -109,7 +93,7 @@ def work(config: Sm90Config, shape: GemmShape, out_bytes: int = 2, c_bytes: int 
         hbm_bytes=shape.batch * (operands + shape.m * shape.n * (out_bytes + c_bytes)),
         products=shape.m * shape.n * shape.k * shape.batch,
         equal_shares=c.stream_k,
-        setup=_exchange_clocks(c, tiles // c.splits, min(tiles * stages, sms)),
+        setup=_shared_k_clocks(c, tiles // c.splits, min(tiles * stages, sms)),
     )
 
 

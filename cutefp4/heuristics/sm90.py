@@ -167,15 +167,18 @@ def _block_clocks(config: Sm90Config, rows_n: int) -> float:
         memory = (packed + 0.5625 * used_n) / HBM_BYTES_PER_CLOCK
         issue = max(DECODED_LEAST * config.tile_m, DECODED_M * config.tile_m + DECODED_N * config.tile_n)
         return max(products, issue, K_BLOCK * memory)
-    if config.natural_order:
-        issue = NATURAL_BLOCK + NATURAL_ROW * config.tile_m + NATURAL_PRODUCTS * products
-    else:
-        issue = ISSUE_M[4 if config.consumer_groups == 4 else 2] * config.tile_m
     memory = max(packed / HBM_BYTES_PER_CLOCK, (packed + 2.0 * used_n / config.cluster) / L2_BYTES_PER_CLOCK)
-    return max(products * PRODUCTS.get(area // 128, PRODUCTS[128]), issue, K_BLOCK * memory)
+    return max(products * PRODUCTS.get(area // 128, PRODUCTS[128]), direct_clocks(config), K_BLOCK * memory)
 
 
-def _exchange_clocks(config: Sm90Config, others: float, segments: int = 1) -> float:
+def direct_clocks(config: Sm90Config) -> float:
+    """What decoding takes per 64 of K where the warps that multiply do it alone."""
+    if config.natural_order:
+        return NATURAL_BLOCK + NATURAL_ROW * config.tile_m + NATURAL_PRODUCTS * (config.tile_m * config.tile_n / 32)
+    return ISSUE_M[4 if config.consumer_groups == 4 else 2] * config.tile_m
+
+
+def exchange_clocks(config: Sm90Config, others: float, segments: int = 1) -> float:
     """A CTA writes its partial sums of some tiles, and the last one of a tile reads those of the others."""
     partial = 4.0 * config.tile_m * config.finished_tile().tile_n
     return segments * (partial / WRITE_BYTES_PER_CLOCK + ARRIVAL_CLOCKS) + others * partial / READ_BYTES_PER_CLOCK
@@ -192,12 +195,12 @@ def estimate(config: Sm90Config, shape: GemmShape, sms: int = SMS) -> float:
     if config.stream_k:
         ctas = min(units * stages, slots)
         tiles, wide = max(1.0, units / ctas), max(1.0, config.tile_n / 128)
-        exchange = _exchange_clocks(config, (1 + ctas / units) * wide, 2) + STREAM_NARROW * (config.tile_n <= 64)
+        exchange = exchange_clocks(config, (1 + ctas / units) * wide, 2) + STREAM_NARROW * (config.tile_n <= 64)
         return before + units * stages / ctas * block + tiles * per_tile + exchange
     if config.split_pair:
         per_tile *= PAIR_STORE
     waves, share = -(-units * config.splits // slots), -(-stages // config.splits)
-    exchange = _exchange_clocks(config, config.splits - 1) if config.splits > 1 else 0.0
+    exchange = exchange_clocks(config, config.splits - 1) if config.splits > 1 else 0.0
     return before + waves * (share * block + per_tile + exchange)
 
 

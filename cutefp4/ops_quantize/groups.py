@@ -34,12 +34,13 @@ def _largest(amax: torch.Tensor, offs: torch.Tensor) -> torch.Tensor:
     return found.scatter_reduce_(0, _groups_of_rows(offs, amax.numel()), amax, "amax")[:-1]
 
 
-def _spread(amax: torch.Tensor | None, offs: torch.Tensor, total: int, columns: int) -> tuple:
-    """Amaxes (E,) of groups as operands with token scaling store them: (total,) and (E, columns)."""
-    if amax is None:
-        return None, None
-    rows = torch.cat([amax, amax.new_zeros(1)])[_groups_of_rows(offs, total)]
-    return rows, amax[:, None].expand(-1, columns).contiguous()
+def _spread(row: torch.Tensor | None, column: torch.Tensor | None, offs: torch.Tensor, total: int, columns: int):
+    """Amaxes (E,) of groups, of either copy, as operands with token scaling store them: (total,) and (E, columns)."""
+    if row is not None:
+        row = torch.cat([row, row.new_zeros(1)])[_groups_of_rows(offs, total)]
+    if column is not None:
+        column = column[:, None].expand(-1, columns).contiguous()
+    return row, column
 
 
 def quantize_grouped(
@@ -88,7 +89,7 @@ def quantize_grouped(
     text = recipe_text(recipe)
     cast_tiles(x, text, row_codes, column_codes, row_scales, column_scales, *kernel, random, row_groups.places)
     if spread:
-        amaxes = _spread(amaxes[0], offs, total, n)[0], _spread(amaxes[1], offs, total, n)[1]
+        amaxes = _spread(*amaxes, offs, total, n)
     fields = {"scaling": recipe.scaling, "e4m3_max": recipe.e4m3_max, "scale_layout": recipe.scale_layout}
     rht = None if recipe.rht == "none" else recipe.rht_sign_mask
     e4m3 = torch.float8_e4m3fn

@@ -41,7 +41,7 @@ class SplitK(DeviceStruct):
 
     @cute.jit
     def _exchange(self, work, acc) -> Boolean:
-        self._write(work.part_slot(work.part), acc)
+        self._write(work.part_slot(work.part), acc, 0, self.config.tile_n // 2)
         self._sync()
         flag = self.flags + self.consumer
         if self.thread == 0:
@@ -73,7 +73,7 @@ class SplitK(DeviceStruct):
                 acc[atom].fill(-0.0)
         for step in cutlass.range(first, work.parts, unroll=self._parts_at_once()):
             part = cutlass.select_((work.part == 1) & (step == 1), Int32(0), step)
-            self._add(work.part_slot(part), acc)
+            self._add(work.part_slot(part), acc, 0, self.config.tile_n // 2)
 
     def _parts_at_once(self) -> int:
         """As many as 128 registers hold: then the first ones are added while others are on their way."""
@@ -85,15 +85,17 @@ class SplitK(DeviceStruct):
         row = atom * (self.config.tile_n // 2) + i + place // 128
         return element_pointer(self.partials, (slot, self.consumer, row, place % 128), VECTOR)
 
-    def _write(self, slot: Int32, acc) -> None:
+    def _write(self, slot: Int32, acc, first: int, count: int) -> None:
+        """Write `count` registers of each 64-row tile, from `first` on."""
         for atom in range(self.config.m_atoms):
-            for i in range(0, self.config.tile_n // 2, VECTOR):
+            for i in range(first, first + count, VECTOR):
                 store_values(self._vector(slot, atom, i), [acc[atom][i + j] for j in range(VECTOR)])
 
-    def _add(self, slot: Int32, acc) -> None:
+    def _add(self, slot: Int32, acc, first: int | Int32, count: int) -> None:
+        """Add to `acc` the `count` registers of each 64-row tile that were written from `first` on."""
         for atom in range(self.config.m_atoms):
-            for i in range(0, self.config.tile_n // 2, VECTOR):
-                values = cute.make_tensor(self._vector(slot, atom, i), cute.make_layout(VECTOR)).load()
+            for i in range(0, count, VECTOR):
+                values = cute.make_tensor(self._vector(slot, atom, first + i), cute.make_layout(VECTOR)).load()
                 for j in range(VECTOR):
                     acc[atom][i + j] = math.add(acc[atom][i + j], Float32(values[j]))
 

@@ -14,9 +14,7 @@ from cutlass import Float32, Int32
 
 from ..common import ptx
 from ..scheduler import WorkTile
-from . import math
-from .sinks import store_values
-from .split_k import VECTOR, SplitK
+from .split_k import SplitK
 
 
 class SplitPair(SplitK):
@@ -34,16 +32,16 @@ class SplitPair(SplitK):
         sums = [cute.make_rmem_tensor(registers, Float32) for _ in range(self.config.m_atoms)]
         mine, other = work.part_slot(work.part), work.part_slot(1 - work.part)
         if work.part == 0:
-            self._give(mine, acc, 1)
+            self._write(mine, acc, registers, registers)
             self._keep(sums, acc, 0)
         else:
-            self._give(mine, acc, 0)
+            self._write(mine, acc, 0, registers)
             self._keep(sums, acc, 1)
         self._sync()
         if self.thread == 0:
             self._meet(work)
         self._sync()
-        self._take(other, sums, work.part * registers)
+        self._add(other, sums, work.part * registers, registers)
         return sums
 
     @cute.jit
@@ -57,23 +55,8 @@ class SplitPair(SplitK):
         if left == 3:
             cute.make_tensor(counter, cute.make_layout(1))[0] = Int32(0)
 
-    def _give(self, slot: Int32, acc, half: int) -> None:
-        """Write one half of the columns."""
-        first = half * self.config.tile_n // 4
-        for atom in range(self.config.m_atoms):
-            for i in range(first, first + self.config.tile_n // 4, VECTOR):
-                store_values(self._vector(slot, atom, i), [acc[atom][i + j] for j in range(VECTOR)])
-
     def _keep(self, sums, acc, half: int) -> None:
         registers = self.config.tile_n // 4
         for atom in range(self.config.m_atoms):
             for i in range(registers):
                 sums[atom][i] = acc[atom][half * registers + i]
-
-    def _take(self, slot: Int32, sums, first: Int32) -> None:
-        """Add what the peer wrote of the registers from `first` on."""
-        for atom in range(self.config.m_atoms):
-            for i in range(0, self.config.tile_n // 4, VECTOR):
-                values = cute.make_tensor(self._vector(slot, atom, first + i), cute.make_layout(VECTOR)).load()
-                for j in range(VECTOR):
-                    sums[atom][i + j] = math.add(sums[atom][i + j], Float32(values[j]))

@@ -37,8 +37,6 @@ PLANS: dict[str, Callable[[bool], list[Plan]]] = {
 """What is compiled before anything is timed, in parallel."""
 SHARES = {"gemm": 0.55, "quantize": 0.72, "linear-step": 0.88, "launch": 0.9, "compile": 1.0, "torch-compile": 1.0}
 """Of what `--budget` leaves after compiling: when each benchmark of `all` starts no further case."""
-MANY = 1000
-"""Kernels, before it is known how many there are."""
 NEEDS_NO_GPU = ("compile",)
 
 HELP = """Measure on this machine's GPU, and make the tables and plots of the documentation from the measurements.
@@ -126,7 +124,7 @@ def _compile_ahead(names: list[str], quick: bool) -> None:
     if not wanted:
         return
     begin = time.monotonic()
-    with compile_pool.started_ahead(compile_pool.worker_count(MANY)):
+    with compile_pool.started_ahead(compile_pool.worker_count()):
         plans = [plan for found in wanted for plan in found(quick)]
         output.note(f"{len(set(plans))} kernels to compile, after {time.monotonic() - begin:.1f} s")
         result = warmup(plans, progress=True, strict=False)

@@ -11,9 +11,9 @@ from cutefp4 import quant_plan as plans
 from cutefp4.cli import output
 from cutefp4.cli.bench.session import plans_of
 from cutefp4.cli.resources import resources
+from cutefp4.format import BLOCK
 from cutefp4.plan import Plan
 
-BLOCK = 16
 THREADS = 256
 """Of the quantisation kernels that work in tiles."""
 _known: dict[Plan, dict[str, Any]] = {}

@@ -30,7 +30,6 @@ from cutefp4.timing import environment, slug
 RESULTS = Path("cutefp4-sweep.jsonl")
 TIMING_SECONDS = 2.0
 """Of `--budget`, for a case: what compiling leaves, if it can."""
-MANY = 1000
 CHECKS = ("auto", "none", "emulator")
 
 HELP = f"""Find the fastest configuration of the GEMM for your shapes, check it, and keep it.
@@ -223,7 +222,7 @@ def _explain(spaces: list[Space], as_json: bool) -> None:
 
 def _compile(pairs, given: dict[str, list[str]], full: bool, limit: int, workers: int, begin: float, budget: float):
     """(space, configurations) of every case, and plans that did not compile. Processes load while this enumerates."""
-    processes = workers or compile_pool.worker_count(limit * len(pairs) or MANY)
+    processes = workers or compile_pool.worker_count(limit * len(pairs) or None)
     with compile_pool.started_ahead(processes):
         spaces = [enumerate_space(target, case, given, full) for target, case in pairs]
         chosen = [(space, space.ranked(limit)) for space in spaces]
