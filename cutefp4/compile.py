@@ -67,7 +67,6 @@ class _Kernels:
 _stats = Stats()
 _kernels = _Kernels(_load_on_device)
 _key_locks: defaultdict[str, threading.RLock] = defaultdict(threading.RLock)
-_ptx_of_cubin: dict[str, str | Path] = {}
 _warned_about_disk = False
 
 
@@ -184,7 +183,6 @@ def _compile(plan: Plan) -> CompiledObject:
     compiled = dsl.compile_plan(plan)
     _stats.compiles += 1
     _stats.compile_seconds += time.perf_counter() - start
-    _remember_ptx(compiled, compiled.ptx)
     return compiled
 
 
@@ -204,15 +202,13 @@ def _read(disk: DiskCache, plan: Plan) -> CompiledObject | None:
         tuple(entry.info["kernels"]),
         tuple(entry.info["dynamic_shared_bytes"]),
     )
-    _remember_ptx(compiled, disk.path(plan.key) / PTX)
     return compiled
 
 
 def _write(disk: DiskCache, plan: Plan, compiled: CompiledObject) -> None:
     files = {OBJECT: compiled.object, PTX: compiled.ptx.encode(), CUBIN: compiled.cubin}
     try:
-        path = disk.write(plan.key, Entry(plan.key_text, files, _info(plan, compiled)))
-        _remember_ptx(compiled, path / PTX)
+        disk.write(plan.key, Entry(plan.key_text, files, _info(plan, compiled)))
     except OSError as error:
         _disk_failed(disk, error)
 
@@ -240,16 +236,6 @@ def _memory_only(reason: str) -> None:
     if not _warned_about_disk:
         _warned_about_disk = True
         warnings.warn(f"cutefp4 keeps compiled kernels in memory only: {reason}", stacklevel=2)
-
-
-def _remember_ptx(compiled: CompiledObject, source: str | Path) -> None:
-    _ptx_of_cubin[hashlib.sha256(compiled.cubin).hexdigest()] = source
-
-
-def ptx_of_cubin(sha256: str) -> str | None:
-    """PTX text of a kernel that this process compiled or read, by the SHA-256 of its cubin; None if it is unknown."""
-    source = _ptx_of_cubin.get(sha256)
-    return source.read_text() if isinstance(source, Path) else source
 
 
 def _dump(plan: Plan, compiled: CompiledObject) -> None:
@@ -367,7 +353,6 @@ def reset() -> None:
     """Forget loaded kernels, counters and the disk warning; what is on disk stays. For tests and long sessions."""
     global _warned_about_disk
     _kernels.loaded.clear()
-    _ptx_of_cubin.clear()
     _warned_about_disk = False
     for name, value in asdict(Stats()).items():
         setattr(_stats, name, value)

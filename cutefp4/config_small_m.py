@@ -17,7 +17,6 @@ SMEM_BYTES = 232448 - 1024
 
 REGISTERS = 65536
 UNIT = 128
-ROW_TILE = 16
 N_TILE = 8
 PARTIAL_BYTES = 512
 """One 16x8 tile of fp32 partial sums."""

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 _SHT_SYMTAB = 2
-_SHT_NOBITS = 8
 # Attributes of the .nv.info sections.
 _REGCOUNT = 0x2F
 _FRAME_SIZE = 0x11

@@ -24,9 +24,10 @@ from cutefp4.epilogue import Epilogue
 from cutefp4.epilogue_text import alpha_kinds, composed_text, default_text, tree_of
 from cutefp4.errors import UnsupportedError
 from cutefp4.format import BLOCK
-from cutefp4.gemm_choice_sm90 import AnyPlan, GemmRequest, PlannedGemm, make_plan
+from cutefp4.gemm_choice_sm90 import AnyPlan, PlannedGemm, make_plan
 from cutefp4.gemm_plan import Sm90GemmPlan
 from cutefp4.gemm_plan_small_m import Sm90SmallMPlan
+from cutefp4.gemm_request_sm90 import GemmRequest
 from cutefp4.launch import Operator, arch_of, sm_count, target
 from cutefp4.operand import Nvfp4Operand
 from cutefp4.scale_layout import round_up

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Protocol
 
 import torch
 
@@ -17,31 +16,16 @@ from cutefp4.config_small_m import (
     small_m_problems,
     split_of,
 )
-from cutefp4.epilogue import Epilogue
 from cutefp4.gemm_plan_small_m import Sm90SmallMPlan
+from cutefp4.gemm_request_sm90 import GemmRequest
 
 
-class Request(Protocol):
-    """What is read of a `GemmRequest`."""
-
-    m: int
-    n: int
-    k: int
-    batch: int
-    out_dtype: str
-    activations: str
-    a_scales: str
-    b_scales: str
-    tree: Epilogue
-    batch_invariant: bool
-
-
-def serves(request: Request) -> bool:
+def serves(request: GemmRequest) -> bool:
     """Whether the kernel has what a request asks for, whatever the configuration."""
     return not (request.batch_invariant or request.tree.halves_columns() or request.tree.quantizes())
 
 
-def problems(config: SmallMConfig, request: Request, sms: int) -> list[str]:
+def problems(config: SmallMConfig, request: GemmRequest, sms: int) -> list[str]:
     """Every reason why a configuration cannot serve a request; empty if it can."""
     found = []
     if not serves(request):
@@ -58,7 +42,7 @@ def problems(config: SmallMConfig, request: Request, sms: int) -> list[str]:
     return found + small_m_problems(config, request.m, split(config, request, sms))
 
 
-def split(config: SmallMConfig, request: Request, sms: int) -> SmallMSplit:
+def split(config: SmallMConfig, request: GemmRequest, sms: int) -> SmallMSplit:
     """How a request is shared between CTAs."""
     return _split(config, request.n, request.k, request.batch, sms)
 
@@ -66,13 +50,13 @@ def split(config: SmallMConfig, request: Request, sms: int) -> SmallMSplit:
 _split = cache(split_of)
 
 
-def shared_bytes(config: SmallMConfig, request: Request, sms: int) -> int:
+def shared_bytes(config: SmallMConfig, request: GemmRequest, sms: int) -> int:
     """Shared memory of a CTA."""
     s = split(config, request, sms)
     return activation_bytes(config, s) + partial_bytes(config, s) + ring_bytes(config)
 
 
-def plan(config: SmallMConfig, request: Request, arch: str) -> Sm90SmallMPlan:
+def plan(config: SmallMConfig, request: GemmRequest, arch: str) -> Sm90SmallMPlan:
     """The plan that serves a request with a legal configuration."""
     return Sm90SmallMPlan(
         arch,
@@ -86,7 +70,9 @@ def plan(config: SmallMConfig, request: Request, arch: str) -> Sm90SmallMPlan:
     )
 
 
-def run(chosen: Sm90SmallMPlan, tensors: list[torch.Tensor], arguments: list[torch.Tensor], request, sms: int) -> None:
+def run(
+    chosen: Sm90SmallMPlan, tensors: list[torch.Tensor], arguments: list[torch.Tensor], request: GemmRequest, sms: int
+) -> None:
     """Launch on (a, a_scales, b, b_scales) as they are in memory, and the epilogue's tensors."""
     c = chosen.config
     s = split(c, request, sms)
@@ -94,7 +80,7 @@ def run(chosen: Sm90SmallMPlan, tensors: list[torch.Tensor], arguments: list[tor
     kernel_cache.get(chosen)(*tensors, tuple(arguments), numbers)
 
 
-def explain(chosen: Sm90SmallMPlan, request: Request, sms: int) -> list[str]:
+def explain(chosen: Sm90SmallMPlan, request: GemmRequest, sms: int) -> list[str]:
     """What runs: shares, warps, bytes in flight, shared memory."""
     c = chosen.config
     s = split(c, request, sms)

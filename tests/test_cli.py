@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
 
@@ -247,6 +249,17 @@ def test_user_errors_end_in_one_line_and_code_2(arguments, words):
     assert "Traceback" not in result.stderr and result.stderr.count("\n") == 1 and result.stdout == ""
     for word in words.split("|"):
         assert word in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("cache", "path"), ("cache", "ls"), ("bench", "--help")])
+def test_a_closed_pipe_ends_quietly(arguments):
+    """As in `cutefp4 cache ls | head -1`, but closed before the first byte."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    program = [sys.executable, "-m", "cutefp4.cli", *arguments]
+    with os.fdopen(writer) as pipe:
+        result = subprocess.run(program, stdout=pipe, stderr=subprocess.PIPE, text=True)
+    assert (result.returncode, result.stderr) == (128 + signal.SIGPIPE, "")
 
 
 def test_file_without_matrices_is_refused(tmp_path):

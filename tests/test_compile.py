@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import time
 
@@ -32,7 +31,6 @@ def test_every_arch_compiles_in_one_process(arch):
     compiled = kernel_cache.artifacts(TinyPlan(arch))
     assert f".target {arch}\n" in compiled.ptx
     assert compiled.cubin in compiled.object, "the emulator finds a kernel's PTX by the cubin inside the object"
-    assert kernel_cache.ptx_of_cubin(hashlib.sha256(compiled.cubin).hexdigest()) == compiled.ptx
     assert compiled.dynamic_shared_bytes == (0,)
     assert len(compiled.kernels) == 1 and f".entry {compiled.kernels[0]}(" in compiled.ptx
 

@@ -31,6 +31,7 @@ from cutefp4.config_small_m import (
 from cutefp4.epilogue import default_epilogue
 from cutefp4.format import gemm_constant
 from cutefp4.gemm_plan_small_m import Sm90SmallMPlan
+from cutefp4.gemm_request_sm90 import GemmRequest
 from cutefp4.heuristics import small_m
 from cutefp4.sass import disassemble
 from tests.compare import assert_same_bits
@@ -292,7 +293,7 @@ def test_dispatch_and_explain(device):
 
 
 def test_what_the_kernel_does_not_take_is_said():
-    request = choice.GemmRequest(8, 64, 64, 1, "bfloat16", "nvfp4", "tiled", "tiled", default_epilogue(1.0))
+    request = GemmRequest(8, 64, 64, 1, "bfloat16", "nvfp4", "tiled", "tiled", default_epilogue(1.0))
     found = choice.config_problems(SmallMConfig(), replace(request, batch_invariant=True))
     assert any("batch_invariant" in problem for problem in found)
     single = SmallMConfig(columns=1, separate=True)

@@ -9,7 +9,6 @@ from cutefp4.acceptance.code import layer_cases, shipped_sm100_cases
 from cutefp4.acceptance.composed import TREES, ComposedCase
 from cutefp4.acceptance.configurations import every_case, paired_cases
 from cutefp4.acceptance.gemm import A16Case, GemmCase
-from cutefp4.acceptance.machine import Machine
 from cutefp4.acceptance.producers import DeinterleaveCase, RmsNormCase, SwigluCase
 from cutefp4.acceptance.quantise import DequantiseCase, GroupedCase, QuantiseCase
 from cutefp4.acceptance.repeat import BatchInvarianceCase, RepeatCase
@@ -226,8 +225,3 @@ def cases_of(arch: str) -> list[Case]:
         if case.id not in unique or (case.quick and not unique[case.id].quick):
             unique[case.id] = case
     return list(unique.values())
-
-
-def selected(machine: Machine, full: bool) -> list[Case]:
-    """The quick or the full matrix of a machine."""
-    return [case for case in cases_of(machine.arch) if full or case.quick]

@@ -20,7 +20,7 @@ from cutefp4.budget_sm90 import with_most_stages
 from cutefp4.config import Sm90Config
 from cutefp4.epilogue import default_epilogue
 from cutefp4.format import gemm_constant
-from cutefp4.gemm_choice_sm90 import GemmRequest
+from cutefp4.gemm_request_sm90 import GemmRequest
 
 WHOLE_BYTES = 2048
 """A larger D is kept as a digest of 8 bytes per row."""

@@ -6,12 +6,13 @@ one entry in `_COMMANDS`. Errors that cutefp4 raises on purpose end in one line 
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
 
 from cutefp4.cli import bench, cache, demo, doctor, sweep, verify, warmup
-from cutefp4.cli.output import USER_ERROR
+from cutefp4.cli.output import CLOSED_PIPE, INTERRUPTED, USER_ERROR
 from cutefp4.errors import CuteFP4Error
 
 _COMMANDS = (demo, doctor, sweep, bench, verify, warmup, cache)
@@ -33,10 +34,19 @@ for _command in _COMMANDS:
 def main() -> None:
     """Entry point of the `cutefp4` script."""
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # here, not when the interpreter exits: a closed pipe would be reported there
     except CuteFP4Error as error:
         print(f"cutefp4: error: {error}", file=sys.stderr)
         sys.exit(USER_ERROR)
     except KeyboardInterrupt:
         print("cutefp4: interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
+    except (BrokenPipeError, SystemExit) as error:
+        # click and rich turn a pipe that its reader closed (`cutefp4 ... | head`) into status 1
+        if not isinstance(error, BrokenPipeError) and not isinstance(error.__context__, BrokenPipeError):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still buffered goes nowhere
+        sys.exit(CLOSED_PIPE)

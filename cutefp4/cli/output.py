@@ -12,8 +12,8 @@ from rich.console import Console
 
 from cutefp4.errors import UnsupportedError
 
-FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
-"""Exit codes: a check failed, the user made a mistake, Ctrl-C."""
+FAILED, USER_ERROR, INTERRUPTED, CLOSED_PIPE = 1, 2, 130, 141
+"""Exit codes: a check failed, the user made a mistake, Ctrl-C, nobody reads the output any more (128 + a signal)."""
 
 PIPE_WIDTH = 400
 """Of what goes into a pipe or a file: a line of a table stays one line, so that grep finds whole rows."""

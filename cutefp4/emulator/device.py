@@ -164,7 +164,8 @@ def device(
     Args:
         arch: what the DSL compiles for when told nothing else: "sm_90a", "sm_100a", ...
         seed: None runs asynchronous work at once; a number picks an adversarial schedule (the same one every time).
-        sms: multiprocessors that kernels see and that run CTAs side by side.
+        sms: multiprocessors that kernels see and that run CTAs side by side. A kernel that launches as many clusters
+            as there are multiprocessors for needs at least the CTAs of one.
         strict: race and initialisation checks of shared and tensor memory.
         max_steps: warp instructions without any side effect after which a launch counts as hung.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -103,18 +104,23 @@ class LaunchShape:
             return self
         return replace(self, cluster=tuple(required + [1] * (3 - len(required))))
 
-    def check(self, program: Program) -> None:
+    def check(self, program: Program, sms: int) -> None:
         """Raises EmulatorError for a launch that the hardware would refuse."""
         threads = self.block[0] * self.block[1] * self.block[2]
         if not 1 <= threads <= 1024:
             raise EmulatorError(f"block {self.block} has {threads} threads", "1 to 1024")
-        if min(self.grid) < 1 or min(self.cluster) < 1:
-            raise EmulatorError(f"grid {self.grid}, cluster {self.cluster}", "positive dimensions")
+        size = math.prod(self.cluster)
+        if min(self.grid) < 1 or size < 1:
+            given = f"grid {tuple(self.grid)}, cluster {tuple(self.cluster)} of {program.name}"
+            if size <= sms:
+                raise EmulatorError(given, "positive dimensions")
+            given += f" on device(sms={sms}), where no cluster of {size} CTAs has a multiprocessor for each"
+            raise EmulatorError(given, f"sms={size} or more", f"give the device sms={size}, or use smaller clusters")
         if any(g % c for g, c in zip(self.grid, self.cluster, strict=True)):
             raise EmulatorError(
                 f"grid {self.grid} with cluster {self.cluster}", "a grid that is a multiple of the cluster"
             )
-        if self.cluster[0] * self.cluster[1] * self.cluster[2] > 16:
+        if size > 16:
             raise EmulatorError(f"cluster {self.cluster}", "at most 16 CTAs")
         required = program.directives.get("reqntid")
         if required and tuple(required + [1] * (3 - len(required))) != tuple(self.block):
@@ -188,7 +194,7 @@ class Machine:
             The report; it may hold findings of any severity (`raise_for_findings` turns errors into an exception).
         """
         shape = shape.for_program(program)
-        shape.check(program)
+        shape.check(program, sms)
         block = self._parameter_block(program, parameters)
         for variable, view in program.globals.values():
             self.register(view.ctypes.data, max(variable.size, 1))

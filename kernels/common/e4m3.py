@@ -64,11 +64,6 @@ def _broadcast(both: Uint32) -> tuple[Uint32, Uint32]:
     return permute(both, both, 0x1010), permute(both, both, 0x3232)
 
 
-def scale_pair_fp16(bytes_: Uint32, half: int) -> Uint32:
-    """Two scales, the bytes of one half of a word, as the halves of an f16x2 word."""
-    return e4m3x2_to_f16x2(bytes_, half)
-
-
 def scale_pair_bf16(bytes_: Uint32, half: int) -> Uint32:
     """Two scales, the bytes of one half of a word, as the halves of a bf16x2 word: scale * 2^119."""
     raw = permute(bytes_, Uint32(0), 0x4342 if half else 0x4140) << Uint32(4)
@@ -77,7 +72,7 @@ def scale_pair_bf16(bytes_: Uint32, half: int) -> Uint32:
 
 def multipliers_fp16(bytes_: Uint32) -> tuple[Uint32, Uint32]:
     """Two scales, at bytes 0 and 1, as two f16x2 multipliers (each scale in both halves)."""
-    return _broadcast(scale_pair_fp16(bytes_, 0))
+    return _broadcast(e4m3x2_to_f16x2(bytes_, 0))
 
 
 def multipliers_bf16(bytes_: Uint32) -> tuple[Uint32, Uint32]:

@@ -45,10 +45,6 @@ def mul(a: Float32, b: Float32) -> Float32:
     return asm("mul.rn.f32 $0, $1, $2;", Float32, a, b)
 
 
-def mul_rz(a: Float32, b: Float32) -> Float32:
-    return asm("mul.rz.f32 $0, $1, $2;", Float32, a, b)
-
-
 def add(a: Float32, b: Float32) -> Float32:
     return asm("add.rn.f32 $0, $1, $2;", Float32, a, b)
 
@@ -121,11 +117,6 @@ def prmt(a: Uint32, b: Uint32, selector: int) -> Uint32:
 
 def lop3(a: Uint32, b: Uint32, c: Uint32, table: int) -> Uint32:
     return asm(f"lop3.b32 $0, $1, $2, $3, {table:#x};", Uint32, a, b, c)
-
-
-def shift_in_sign(value: Uint32, source: Uint32) -> Uint32:
-    """(value << 1) | (source >> 31)."""
-    return asm("shf.l.wrap.b32 $0, $1, $2, 1;", Uint32, source, value)
 
 
 def mad(a: Uint32, b: Uint32, c: Uint32) -> Uint32:
@@ -253,10 +244,6 @@ def store_shared_if(where: Uint32, word: Uint32, valid: Boolean) -> None:
     """One word to shared memory, if valid."""
     text = "{ .reg .pred p; setp.ne.u32 p, $2, 0; @p st.shared.b32 [$0], $1; }"
     asm(text, None, where, word, Uint32(valid), effect=True)
-
-
-def store_shared_byte(where: Uint32, byte: Uint32) -> None:
-    asm("st.shared.u8 [$0], $1;", None, where, byte, effect=True)
 
 
 def shared_umax(where: Uint32, value: Uint32) -> None:

@@ -55,7 +55,7 @@ class NumberFormat:
 
     def scale_pair(self, bytes_: Uint32, half: int) -> Uint32:
         """The two scale bytes of the low or the high half of a word as multipliers, one in each half."""
-        return (e4m3.scale_pair_bf16 if self.ptx == "bf16" else e4m3.scale_pair_fp16)(bytes_, half)
+        return (e4m3.scale_pair_bf16 if self.ptx == "bf16" else e2m1.e4m3x2_to_f16x2)(bytes_, half)
 
     def scaled_by_half(self, word: Uint32, j: int, scales: Uint32, half: int) -> Uint32:
         """Pair j of a word of eight codes times the scale in the low or the high half of `scales`."""

@@ -230,10 +230,21 @@ def test_arguments_are_checked():
             dev.launch_ptx(text, "k", (1,), (2048,), [torch.zeros(32), 1])
         with pytest.raises(EmulatorError, match="multiple of the cluster"):
             dev.launch_ptx(text, "k", (3,), (32,), [torch.zeros(32), 1], cluster=(2, 1, 1))
+        with pytest.raises(EmulatorError, match="grid .*positive"):
+            dev.launch_ptx(text, "k", (0,), (32,), [torch.zeros(32), 1])
         with pytest.raises(EmulatorError, match="232448"):
             dev.launch_ptx(text, "k", (1,), (32,), [torch.zeros(32), 1], smem=300_000)
     with pytest.raises(EmulatorError, match="sm_100a"), emulator.device("sm_42"):
         pass
+
+
+def test_a_cluster_larger_than_the_device_is_explained():
+    """Kernels launch as many clusters as the device has room for: none."""
+    text = kernel("", params=", .param .u32 N")
+    with emulator.device("sm_90a", sms=1) as dev:
+        clusters = cutlass.utils.HardwareInfo().get_max_active_clusters(2)
+        with pytest.raises(EmulatorError, match=r"sms=1\).*accepted: sms=2 or more; to fix: .*sms=2"):
+            dev.launch_ptx(text, "k", (2 * clusters,), (32,), [torch.zeros(32), 1], cluster=(2, 1, 1))
 
 
 def test_backend_variable(monkeypatch):

@@ -14,13 +14,13 @@ import torch
 
 from cutefp4 import compile as kernel_cache
 from cutefp4 import emulator, reference
-from cutefp4 import gemm_choice_sm90 as choice
 from cutefp4 import ops_gemm_sm90 as ops
 from cutefp4.budget_sm90 import with_most_stages
 from cutefp4.config import Sm90Config
 from cutefp4.epilogue import default_epilogue
 from cutefp4.format import gemm_constant
 from cutefp4.gemm_plan import Sm90GemmPlan
+from cutefp4.gemm_request_sm90 import GemmRequest
 from cutefp4.legality_sm90 import sm90_problems
 from cutefp4.operand import Nvfp4Operand
 from cutefp4.scale_layout import to_tiled
@@ -75,9 +75,7 @@ def run_config(config: Sm90Config, a: Nvfp4Operand, b: Nvfp4Operand, ctas: int, 
     """D of several launches of one configuration, and its buffers after them, which were poisoned."""
     plan = plan_of(config, a, b)
     assert sm90_problems(plan.config, *plan.operands()) == []
-    request = choice.GemmRequest(
-        a.rows, b.rows, a.k, 1, "bfloat16", "nvfp4", a.scale_layout, b.scale_layout, plan.epilogue
-    )
+    request = GemmRequest(a.rows, b.rows, a.k, 1, "bfloat16", "nvfp4", a.scale_layout, b.scale_layout, plan.epilogue)
     buffers = ops.buffers(plan, request, ctas, a.device)
     for buffer in buffers:
         if buffer.is_floating_point():

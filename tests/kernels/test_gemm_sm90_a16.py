@@ -13,6 +13,7 @@ from cutefp4 import ops_gemm_sm90 as ops
 from cutefp4.budget_sm90 import with_most_stages
 from cutefp4.epilogue_text import default_text, tree_of
 from cutefp4.errors import UnsupportedError
+from cutefp4.gemm_request_sm90 import GemmRequest
 from cutefp4.heuristics import sm90
 from tests.compare import assert_same_bits
 from tests.kernels.hopper import DEVICES, check_w4a16, operand, poisoned, running_on, weight_values
@@ -42,7 +43,7 @@ def test_w4a16_in_the_order_of_memory(device, seed, dtype, name):
     w = operand(n, k, 12, layout="tiled" if seed else "compact", device=device)
     x = torch.randint(-8, 9, (m, k), generator=torch.Generator().manual_seed(3)).to(getattr(torch, dtype)) / 4
     tree = tree_of(default_text((448,), ("none", "column")))
-    request = choice.GemmRequest(m, n, k, 1, "bfloat16", dtype, "tiled", w.scale_layout, tree)
+    request = GemmRequest(m, n, k, 1, "bfloat16", dtype, "tiled", w.scale_layout, tree)
     config = replace(config, swap_ab=True, decode_to=dtype)
     config = with_most_stages(config, *request.shape().operands(config), request.staged_store())
     plan = choice.plan_with(config, request, "sm_90a")

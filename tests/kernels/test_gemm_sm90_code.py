@@ -14,6 +14,7 @@ from cutefp4.config import Sm90Config
 from cutefp4.epilogue import default_epilogue
 from cutefp4.format import gemm_constant
 from cutefp4.gemm_plan import Sm90GemmPlan
+from cutefp4.gemm_request_sm90 import GemmRequest
 from cutefp4.heuristics import sm90
 from cutefp4.legality_sm90 import sm90_problems
 from cutefp4.sass import disassemble
@@ -77,7 +78,7 @@ def test_no_epilogue_takes_registers_from_the_mainloop(name):
     """The epilogue's registers count for ptxas: with 208 to a consumer, scalar alphas had serialised all wgmma."""
     arguments, dtype, k = EPILOGUES[name]
     tree = default_epilogue(gemm_constant(448, 448), *arguments)
-    request = choice.GemmRequest(4096, 4096, k, 1, dtype, "nvfp4", "tiled", "tiled", tree, in_place=dtype == "float32")
+    request = GemmRequest(4096, 4096, k, 1, dtype, "nvfp4", "tiled", "tiled", tree, in_place=dtype == "float32")
     code = disassemble(kernel_cache.artifacts(choice.make_plan(request, "sm_90a", 132)).cubin)
     assert not re.findall(r"\b(LDL|STL)\b", code)
     assert len(re.findall(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x0", code)) == 1

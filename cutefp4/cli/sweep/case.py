@@ -11,7 +11,7 @@ from functools import cache
 
 import torch
 
-from cutefp4 import gemm_choice_sm90, gemm_choice_sm100, ops, ops_gemm_sm100, reference
+from cutefp4 import gemm_choice_sm100, gemm_request_sm90, ops, ops_gemm_sm100, reference
 from cutefp4.epilogue import default_epilogue
 from cutefp4.epilogue_text import default_text
 from cutefp4.errors import OperandError
@@ -146,7 +146,7 @@ def _request(case: Case, arch: str):
     if case.kind == "w4a16":
         constant, alpha_a, activations = weight_constant(recipe_b.e4m3_max), "none", "bfloat16"
     tree = default_epilogue(constant, alpha_a, alpha_b, bias, activation, c)
-    return gemm_choice_sm90.GemmRequest(
+    return gemm_request_sm90.GemmRequest(
         case.m, case.n, case.k, 1, out, activations, "tiled", "tiled", tree, in_place=case.epilogue == "accumulate"
     )
 

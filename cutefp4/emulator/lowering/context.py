@@ -29,7 +29,6 @@ SPECIAL = (
 ).split()
 SPECIAL_NUMBER = {name: i for i, name in enumerate(SPECIAL)}
 SPECIAL_NUMBER |= {"clock64": SPECIAL_NUMBER["clock"], "globaltimer_lo": SPECIAL_NUMBER["globaltimer"]}
-_SPECIAL_64 = {"clock64", "globaltimer"}
 
 
 def lowers(*prefixes: str):
@@ -215,11 +214,6 @@ class Context:
         if isinstance(operand, Address):
             return self.symbol_address(operand.base.name, operand.offset, bits)
         raise self.fail(f"operand {operand} cannot be read")
-
-    def src128(self, operand: object) -> list[int]:
-        """Low and high 64-bit slots of a 128-bit register."""
-        slot = self.src(operand, 128)
-        return [slot, slot + 2]
 
     def use(self, slot: int, bits: int, write: bool = False) -> None:
         for i in range(max(1, bits // 32)):

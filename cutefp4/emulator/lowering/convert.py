@@ -9,7 +9,6 @@ from ..ptx_parser import Instruction
 from .context import Context, lowers
 
 FORMATS = ("f16", "bf16", "tf32", "f32", "f64", "e4m3", "e5m2", "e2m1", "e2m3", "e3m2", "ue8m0")
-SCALAR_FLOATS = ("f16", "bf16", "tf32", "f32", "f64")
 TO_INTEGRAL = {"rni": 0, "rzi": 1, "rmi": 2, "rpi": 3}
 _TYPE = re.compile(rf"([us](?:8|16|32|64)|(?:{'|'.join(sorted(FORMATS, key=len, reverse=True))})(?:x[24])?)")
 
