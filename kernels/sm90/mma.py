@@ -73,9 +73,11 @@ def mainloop(
     mma.clear()
     mma.tiled_mma.set(warpgroup.Field.ACCUMULATE, True)
     scale_offset = reader.scale_offset(first_scale_row(work.m, config.tile_m))
+    landed = load_ring.is_full(load_state)
     for k in cutlass.range(work.k_count, unroll=1):
-        load_ring.wait_full(load_state)
+        load_ring.wait_full_unless(landed, load_state)
         stage = load_state.index
+        load_state.advance()
         ahead = reader.load(stage, size, scale_offset, 0, 0)
         for part in cutlass.range_constexpr(parts):
             q, m = part // config.m_atoms, part % config.m_atoms
@@ -94,10 +96,14 @@ def mainloop(
                     # ... and with it a whole stage of the shared operand.
                     if k * mma_stages_per_load + group // per_mma_stage >= in_flight:
                         release(config, mma_ring, mma_state.index - in_flight, lane)
+                if cutlass.const_expr(group == parts * per_part - 1):
+                    landed = load_ring.is_full(load_state)
+                if cutlass.const_expr(group % per_mma_stage == 0):
+                    filled = mma_ring.is_full(mma_state)
                 step = i * config.steps_per_group
                 reader.decode(fmt, words, multipliers, step, config.steps_per_group, mma.registers[buffer])
                 if cutlass.const_expr(group % per_mma_stage == 0):
-                    mma_ring.wait_full(mma_state)
+                    mma_ring.wait_full_unless(filled, mma_state)
                 mma.issue(m, STEPS * (q % config.mma_blocks) + step, buffer, mma_state.index)
                 if cutlass.const_expr(group % per_mma_stage == per_mma_stage - 1):
                     mma_state.advance()
@@ -108,7 +114,6 @@ def mainloop(
                 cute.arch.sync_warp()
                 if lane == 0:
                     load_ring.arrive_empty(stage)
-        load_state.advance()
     warpgroup.wait_group(0)
     for back in cutlass.range_constexpr(in_flight, 0, -1):
         if work.k_count * mma_stages_per_load >= back:
