@@ -37,7 +37,8 @@ class Sm90Config:
         raster_group: register-operand tiles that neighbouring CTAs share a shared-operand tile over (L2 reuse).
         swap_ab: the GEMM's B is the register operand (small M).
         splits: CTAs that share the K of one output tile; their partial sums are added in a fixed order.
-        split_pair: the two CTAs that share a tile (splits=2) are a cluster, and each finishes half of its columns.
+        split_pair: the CTAs that share a tile (a pair, splits=2, or four) are a cluster, exchange partial sums through
+            shared memory, and finish an equal part of its columns each.
         stream_k: instead of splits: the K of all tiles in one row, cut into equal shares, one per CTA.
         store_passes: laps of its staging ring that a warpgroup makes per tile of D (2 halve the staging memory).
         steps_per_group: wgmma (16 of K each) between two decodes of the register operand: 1, 2 or 4.
@@ -105,17 +106,29 @@ class Sm90Config:
 
     @property
     def shares_k(self) -> bool:
-        """Whether several CTAs may contribute to one output tile, which takes a workspace."""
+        """Whether several CTAs may contribute to one output tile."""
         return self.splits > 1 or self.stream_k
+
+    @property
+    def uses_workspace(self) -> bool:
+        """Whether partial sums go through global memory."""
+        return self.shares_k and not self.split_pair
 
     @property
     def cluster_size(self) -> int:
         """CTAs that are launched together."""
-        return self.cluster * (2 if self.split_pair else 1)
+        return self.cluster * (self.splits if self.split_pair else 1)
 
     def finished_tile(self) -> Sm90Config:
         """The configuration with the tile that the epilogue of one CTA covers."""
-        return replace(self, tile_n=self.tile_n // 2, splits=1, split_pair=False) if self.split_pair else self
+        if not self.split_pair:
+            return self
+        return replace(self, tile_n=self.tile_n // self.splits, splits=1, split_pair=False)
+
+    @property
+    def exchanged_bytes(self) -> int:
+        """Of shared memory, where partial sums of a cluster's other CTAs arrive: the MMA ring after its last use."""
+        return 4 * self.tile_m * (self.tile_n - self.tile_n // self.splits) if self.split_pair else 0
 
     def partial_slots(self, tiles: int, ctas: int) -> int:
         """Workspace slots for partial sums."""
@@ -172,8 +185,15 @@ class Sm90Operand:
 
 
 def store_box_blocks(config: Sm90Config, element_bytes: int) -> int:
-    """n-blocks of 8 that a warpgroup stages of one 64-row tile between two barriers: 128 bytes along n, or all."""
-    return min(config.tile_n // 8, 16 // element_bytes)
+    """n-blocks of 8 that a warpgroup stages of one 64-row tile between two barriers.
+
+    128 bytes along n; with swap_ab, where these are rows of D, what divides the tile best, at most 10 KiB.
+    """
+    if not config.swap_ab:
+        return min(config.tile_n // 8, 16 // element_bytes)
+    step = 4 // element_bytes
+    fitting = [b for b in range(step, 20 // element_bytes + 1, step) if config.tile_n // 8 % b == 0]
+    return max(fitting, default=step)
 
 
 def store_boxes(config: Sm90Config, element_bytes: int) -> int:

@@ -115,7 +115,7 @@ class PlannedGemm:
         waves = f"{tiles * c.splits / self.sms:.2f} waves"
         if c.splits == 1:
             return waves
-        return f"{waves}, {c.splits} CTAs to a tile" + (", each finishes half of it" if c.split_pair else "")
+        return f"{waves}, {c.splits} CTAs to a tile" + (", each finishes a part of it" if c.split_pair else "")
 
     def _shared_operand(self) -> str:
         """How the other operand reaches the tensor cores."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cutefp4.budget_sm90 import SM90_REGISTERS, SM90_SMEM_BYTES, sm90_registers, sm90_smem
-from cutefp4.config import WARPGROUP, Sm90Config, Sm90Operand, store_box_blocks, store_boxes
+from cutefp4.config import K_BLOCK, WARPGROUP, Sm90Config, Sm90Operand, store_box_blocks, store_boxes
 
 _CHOICES = {
     "k_blocks": (1, 2, 4),
@@ -30,8 +30,8 @@ def _tile_problems(config: Sm90Config) -> list[str]:
         found.append(f"tile_m={config.tile_m} is not a multiple of 64 * consumer_groups = {rows}")
     for name in ("tile_m", "tile_n"):
         size = getattr(config, name)
-        # A shared operand of 16 bits has no scale tiles; its panels of D are 64 wide.
-        free = name == "tile_n" and config.decode_groups == 0 and size % 64 == 0
+        # A shared operand of 16 bits has no scale tiles; its panels of D are 64 wide, or 16 rows of D.
+        free = name == "tile_n" and config.decode_groups == 0 and size % (16 if config.swap_ab else 64) == 0
         if size <= 0 or (size % 128 and 128 % size and not free):
             found.append(f"{name}={size} neither divides 128 nor is a multiple of it, the rows of a scale tile")
     if config.tile_n % 8 or not 8 <= config.tile_n <= 256:
@@ -76,12 +76,21 @@ def _role_problems(config: Sm90Config, operands: tuple[Sm90Operand, ...]) -> lis
     found += _serialised(config)
     if config.stream_k and config.splits > 1:
         found.append(f"splits={config.splits} with stream_k; choose one of them")
-    if config.split_pair and (config.splits, config.cluster) != (2, 1):
-        found.append(f"split_pair needs splits=2 and cluster=1, not {config.splits} and {config.cluster}")
-    if config.split_pair and config.tile_n < 32:
-        found.append(f"split_pair halves tile_n={config.tile_n}; at least 32")
+    found += _split_pair_problems(config) if config.split_pair else []
     if registers.total(config) > SM90_REGISTERS:
         found.append(f"the roles take {registers.total(config)} registers of {SM90_REGISTERS}")
+    return found
+
+
+def _split_pair_problems(config: Sm90Config) -> list[str]:
+    if config.splits not in (2, 4) or config.cluster != 1:
+        return [f"split_pair needs splits=2 or 4 and cluster=1, not {config.splits} and {config.cluster}"]
+    found = []
+    if config.tile_n % (16 * config.splits):
+        found.append(f"split_pair cuts tile_n={config.tile_n} into {config.splits}: not into multiples of 16 columns")
+    ring = config.mma_stages * config.tile_n * 2 * K_BLOCK * config.mma_blocks
+    if config.exchanged_bytes > ring:
+        found.append(f"the {config.exchanged_bytes} bytes of a cluster's partial sums exceed the MMA ring's {ring}")
     return found
 
 
@@ -123,6 +132,8 @@ def _shared_operand_problems(config: Sm90Config, operand: Sm90Operand) -> list[s
         found.append(f"a shared operand of 16 bits needs no decoding, but decode_groups={config.decode_groups}")
     if config.cluster > 1 and config.decode_groups:
         found.append("only a shared operand of 16 bits is shared in a cluster: decode_groups must be 0")
+    if config.cluster > 1 and config.tile_n % 64:
+        found.append(f"tile_n={config.tile_n} in a cluster: the DSL slices multiples of 64 rows (208 aborted)")
     if config.tile_n % (8 * config.cluster):
         found.append(f"tile_n={config.tile_n} is not cut into {config.cluster} slices of whole swizzle atoms (8 rows)")
     return found

@@ -86,7 +86,7 @@ def buffers(plan: Sm90GemmPlan, r: GemmRequest, sms: int, device: torch.device) 
     """
     c, found = plan.config, []
     rows_m, rows_n = (r.n, r.m) if c.swap_ab else (r.m, r.n)
-    if c.shares_k:
+    if c.uses_workspace:
         tiles = c.cluster * -(-rows_m // (c.cluster * c.tile_m)) * -(-rows_n // c.tile_n) * r.batch
         shape = (c.partial_slots(tiles, sms), c.consumer_groups, c.m_atoms * c.tile_n // 2, 128)
         count, counters = shape[0] * shape[1] * shape[2] * shape[3], tiles * c.consumer_groups

@@ -20,6 +20,7 @@ workspace for both; the staged kernel pays for the smaller operand alone.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from cutefp4.budget_sm90 import with_most_stages
 from cutefp4.config import K_BLOCK, Sm90Config, Sm90Operand, operand_tiles
@@ -75,8 +76,11 @@ SQUARE = replace(WIDE, tile_n=128, store_passes=1)
 """128x128: more tiles, and cheap partial sums."""
 
 THREE = replace(WIDE, tile_n=192, store_passes=1)
-"""128x192, where it leaves fewer empty rows: three panels of D, which two passes do not share. (384, 8192, 8192) 69.4
-us, 128x128 89.2; (192, 8192, 8192) 42.8, 128x256 53.8."""
+"""128x192, and with swap_ab other widths, where they leave fewer empty rows. (384, 8192, 8192) 69.4 us, 128x128 89.2;
+(192, 8192, 8192) 42.8, 128x256 53.8."""
+
+WIDTHS_ROWS = 1024
+"""Most rows of A for which widths are compared: beyond, at most 6 % of them are empty."""
 
 PAIRS = (replace(WIDE, cluster=2), WIDE)
 """WIDE in pairs and alone: 184 and 184 us staged at 4096^3, 1391 and 1376 at 8192^3, 619 and 628 at (16384, 7168,
@@ -106,9 +110,9 @@ SMALL = (
 )
 """Weights in registers, 16 to 128 rows of activations; the fewest that cover M waste the least."""
 
-PRODUCTS = {128: 1.36, 192: 1.17, 256: 1.11}
-"""By tile_m * tile_n / 128. Measured: 650 to 700 clocks per 64 of K for 128x128, 1110 to 1150 for 128x256; the tensor
-core alone would take 512 and 1024."""
+PRODUCTS = ((128, 1.36), (192, 1.17), (256, 1.11))
+"""By tile_m * tile_n / 128, and between these in proportion. Measured: 650 to 700 clocks per 64 of K for 128x128, 1110
+to 1150 for 128x256; the tensor core alone would take 512 and 1024."""
 ISSUE_M = {2: 4.1, 4: 3.3}
 """Per row of the register operand, by consumer warpgroups. Measured: 530 clocks for 128x64, 830 for 256x64 (4)."""
 DECODED_M, DECODED_N, DECODED_LEAST = 2.5, 5.5, 3.6
@@ -168,7 +172,15 @@ def _block_clocks(config: Sm90Config, rows_n: int) -> float:
         issue = max(DECODED_LEAST * config.tile_m, DECODED_M * config.tile_m + DECODED_N * config.tile_n)
         return max(products, issue, K_BLOCK * memory)
     memory = max(packed / HBM_BYTES_PER_CLOCK, (packed + 2.0 * used_n / config.cluster) / L2_BYTES_PER_CLOCK)
-    return max(products * PRODUCTS.get(area // 128, PRODUCTS[128]), direct_clocks(config), K_BLOCK * memory)
+    return max(products * _products_factor(area / 128), direct_clocks(config), K_BLOCK * memory)
+
+
+def _products_factor(area: float) -> float:
+    """PRODUCTS of an area; outside of the table its ends."""
+    for (low, at_low), (high, at_high) in pairwise(PRODUCTS):
+        if area <= high:
+            return at_low + (at_high - at_low) * max(0.0, area - low) / (high - low)
+    return PRODUCTS[-1][1]
 
 
 def direct_clocks(config: Sm90Config) -> float:
@@ -226,9 +238,8 @@ def _bases(shape: GemmShape, batch_invariant: bool) -> list[Sm90Config]:
     a4 = shape.activations == "nvfp4"
     sixteen_bits = [replace(c, staged=a4) for c in (*PAIRS, SQUARE)]
     narrow = [replace(c, staged=a4, swap_ab=True) for c in NARROW if c.tile_n < 2 * shape.m]
-    if -(-shape.m // 192) * 192 < -(-shape.m // 256) * 256:
-        sixteen_bits.append(replace(THREE, staged=a4))
     swapped = [replace(c, swap_ab=True) for c in sixteen_bits]
+    swapped += [replace(THREE, staged=a4, swap_ab=True, tile_n=width) for width in _widths(shape.m)]
     long = replace(LONG, swap_ab=True)
     if not a4 and shape.staged_store == 2 and shape.k % long.tile_k == 0 and _tiles(long, shape) > STREAM_TILES // 2:
         swapped = [long, *swapped]
@@ -242,6 +253,13 @@ def _bases(shape: GemmShape, batch_invariant: bool) -> list[Sm90Config]:
             [*sixteen_bits[:3], *swapped, *narrow, *small, DECODED] if a4 else [*swapped, *(direct(c) for c in small)]
         )
     return [replace(base, decode_to="float16" if a4 else shape.activations) for base in bases]
+
+
+def _widths(m: int) -> list[int]:
+    """Widths of a tile, between those of SQUARE and WIDE, that few or no rows of A leave empty."""
+    fewest = -(-m // 256)
+    widths = {-(-m // (tiles * step)) * step for tiles in (fewest, fewest + 1) for step in (16, 32)}
+    return sorted(width for width in widths if 128 < width < 256 and m <= WIDTHS_ROWS)
 
 
 def _sharing_k(config: Sm90Config, shape: GemmShape, sms: int) -> list[Sm90Config]:

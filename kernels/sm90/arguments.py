@@ -42,7 +42,7 @@ def _epilogue_fakes(plan: Sm90GemmPlan, l, m, n) -> tuple:
         shape = {nodes.Store: (l, m, n), nodes.RowAmax: (l, m), nodes.ColumnAmax: (l, n)}
         align = _row_bytes(plan.load if isinstance(sink, nodes.Store) else "elements", dtype)
         fakes.append(_matrix(dtype, *shape[type(sink)], align=align))
-    if plan.config.shares_k:
+    if plan.config.uses_workspace:
         registers = plan.config.m_atoms * plan.config.tile_n // 2
         fakes.append(_matrix(Float32, cute.sym_int(), plan.config.consumer_groups, registers, 128))
         fakes.append(_matrix(Int32, cute.sym_int(), align=4))

@@ -47,7 +47,7 @@ from cutefp4.gemm_plan import Sm90GemmPlan
 
 from ..common.barriers import Ring, RingSpec
 from ..epilogue import tile as tile_epilogue
-from ..epilogue.split_pair import SplitPair
+from ..epilogue.split_cluster import SplitCluster
 from ..epilogue.staged_store import matrix_tma
 from ..scheduler import ClusterScheduler, StaticScheduler, StreamKScheduler, first_and_step
 from .arguments import fake_arguments
@@ -133,8 +133,6 @@ class Sm90Gemm:
         tiles_n = cute.ceil_div(rows_n, config.tile_n)
         k_stages = cute.ceil_div(bytes_k * 2, config.tile_k)
         clusters = sms // config.cluster
-        if cutlass.const_expr(config.split_pair):
-            clusters -= sms % 2
         if cutlass.const_expr(config.stream_k):
             scheduler = StreamKScheduler(tiles_m, tiles_n, l, k_stages, config.raster_group, clusters)
         else:
@@ -149,12 +147,16 @@ class Sm90Gemm:
                 OperandMajorMode.K,
             )
         )
+        ctas = scheduler.ctas(clusters) * config.cluster
+        if cutlass.const_expr(config.split_pair):
+            # The MMA ring ends as the buffer of the exchange: one work tile a CTA, however many there are.
+            ctas = scheduler.total()
         compact_tensors = tuple(scales for _, scales in compact)
         self.compact_sides = tuple(side for side, _ in compact)
         self.kernel(
             tma_m, tma_n, tma_d, compact_tensors, tiled_mma, epilogue_tensors, (rows_m, rows_n), scheduler
         ).launch(
-            grid=[scheduler.ctas(clusters) * config.cluster, 1, 1],
+            grid=[ctas, 1, 1],
             block=[config.threads, 1, 1],
             cluster=[config.cluster_size, 1, 1],
             min_blocks_per_mp=1,
@@ -191,15 +193,21 @@ class Sm90Gemm:
             mma_ring.init()
             for slot in cutlass.range_constexpr(self.tile_slots):
                 cute.arch.mbarrier_init(storage.tile_full + slot, 1)
+            if cutlass.const_expr(config.split_pair):
+                peers = config.splits - 1
+                cute.arch.mbarrier_init(storage.sums_free, peers * 4 * config.consumer_groups)
+                for consumer in cutlass.range_constexpr(config.consumer_groups):
+                    cute.arch.mbarrier_init(storage.sums_full + consumer, 1)
             cute.arch.mbarrier_init_fence()
         rank = Int32(0)
-        if cutlass.const_expr(config.cluster > 1):
+        if cutlass.const_expr(config.cluster_size > 1):
             # Barriers of the whole cluster are ready before anybody signals them.
             cute.arch.cluster_arrive_relaxed()
             cute.arch.cluster_wait()
+        if cutlass.const_expr(config.cluster > 1):
             rank = cute.arch.make_warp_uniform(cute.arch.block_idx_in_cluster())
             scheduler = ClusterScheduler(scheduler, config.cluster, rank)
-        else:
+        elif cutlass.const_expr(config.cluster_size == 1):
             cute.arch.sync_threads()
 
         load_group = config.decode_groups + config.consumer_groups
@@ -244,12 +252,10 @@ class Sm90Gemm:
         epilogue = tile_epilogue.bind(
             self.epilogue, self.finished, tensors, sizes, storage, tma_d, consumer, thread % 128
         )
-        rings, pair = (load_ring, mma_ring), ()
+        rings, cluster_sum = (load_ring, mma_ring), ()
         if self.config.split_pair:
-            pair = SplitPair(
-                tensors["partials"], tensors["counters"], storage.flags, self.config, consumer, thread % 128
-            )
-        self.consumer_role(scheduler, rings, storage, tiled_mma, (epilogue, pair), consumer, thread % 128)
+            cluster_sum = SplitCluster(storage, self.config, consumer, thread % 128)
+        self.consumer_role(scheduler, rings, storage, tiled_mma, (epilogue, cluster_sum), consumer, thread % 128)
 
     def compact_loaders(self, tensors: tuple, storage, thread: Int32) -> list:
         """(side, loader) of the operands with compact scales."""
@@ -265,7 +271,7 @@ class Sm90Gemm:
     @cute.jit
     def consumer_role(self, scheduler, rings, storage, tiled_mma, endings, consumer: Int32, thread: Int32):
         """Mainloop and epilogue of one consumer warpgroup for every work tile of this CTA."""
-        config, (epilogue, pair) = self.config, endings
+        config, (epilogue, cluster_sum) = self.config, endings
         layout = decoded_layout(config, self.format.dtype)
         pointer = cute.recast_ptr(storage.decoded_n, layout.inner, dtype=self.format.dtype)
         mma = WarpgroupMma(tiled_mma, cute.make_tensor(pointer, layout.outer), config)
@@ -273,22 +279,23 @@ class Sm90Gemm:
         reader = kind(config, storage, consumer * (64 * config.m_atoms), thread)
         states = rings[0].consumer_state(), rings[1].consumer_state()
         first, step = first_and_step(config.cluster)
-        tiles = Int32(0)
-        for index in cutlass.range(first, scheduler.total(), step, unroll=1):
-            work = scheduler.work(index)
-            if cutlass.const_expr(config.split_pair):
-                mine = pair.half(work)
-            else:
-                mine = work
-            prefetched = epilogue.prefetch(mine)
-            states = mainloop(work, mma, reader, rings, states, self.size, thread % 32)
-            if cutlass.const_expr(config.split_pair):
-                tiles = epilogue.store_tile(mine, pair.exchange(work, mma.acc), prefetched, tiles)
-            elif cutlass.const_expr(config.stream_k):
-                if work.k_count > 0:
+        if cutlass.const_expr(config.split_pair):
+            work = scheduler.work(first)
+            part = cluster_sum.part_of(work)
+            prefetched = epilogue.prefetch(part)
+            mainloop(work, mma, reader, rings, states, self.size, thread % 32)
+            epilogue.store_tile(part, cluster_sum.exchange(work, mma.acc), prefetched, Int32(0))
+        else:
+            tiles = Int32(0)
+            for index in cutlass.range(first, scheduler.total(), step, unroll=1):
+                work = scheduler.work(index)
+                prefetched = epilogue.prefetch(work)
+                states = mainloop(work, mma, reader, rings, states, self.size, thread % 32)
+                if cutlass.const_expr(config.stream_k):
+                    if work.k_count > 0:
+                        tiles = epilogue.store_tile(work, mma.acc, prefetched, tiles)
+                else:
                     tiles = epilogue.store_tile(work, mma.acc, prefetched, tiles)
-            else:
-                tiles = epilogue.store_tile(work, mma.acc, prefetched, tiles)
         if cutlass.const_expr(self.plan.staged_store() > 0):
             epilogue.staged.drain()
 

@@ -59,6 +59,8 @@ class Storage(DeviceStruct):
     store: cute.Pointer
     tile_full: cute.Pointer
     flags: cute.Pointer
+    sums_free: cute.Pointer
+    sums_full: cute.Pointer
     vectors: cute.Pointer
 
 
@@ -108,6 +110,8 @@ def allocate(config: Sm90Config, size: StageBytes, store_bytes: int, tile_slots:
         mma_empty=smem.allocate_array(Int64, mmas),
         tile_full=smem.allocate_array(Int64, max(tile_slots, 1)),
         flags=smem.allocate_array(Int32, config.consumer_groups),
+        sums_free=smem.allocate_array(Int64, 1),
+        sums_full=smem.allocate_array(Int64, config.consumer_groups),
         vectors=smem.allocate_array(Float32, max(vector_floats, 4), byte_alignment=16),
         landed_m=buffer(loads * size.landed_m),
         landed_n=buffer(loads * size.landed_n),

@@ -29,6 +29,8 @@ PLANS = {
     "square_a16": (replace(sm90.SQUARE, swap_ab=True, stream_k=True), "float16"),
     "wide_pair": (replace(sm90.WIDE, staged=True, swap_ab=True, splits=2, split_pair=True, store_passes=1), "nvfp4"),
     "pair_a16": (replace(sm90.WIDE, swap_ab=True, splits=2, split_pair=True, store_passes=1), "float16"),
+    "four": (replace(sm90.SQUARE, staged=True, swap_ab=True, splits=4, split_pair=True), "nvfp4"),
+    "odd": (replace(sm90.THREE, tile_n=208, staged=True, swap_ab=True), "nvfp4"),
     "three": (replace(sm90.THREE, staged=True, swap_ab=True), "nvfp4"),
     "narrow": (replace(sm90.NARROW[1], staged=True, swap_ab=True, splits=4), "nvfp4"),
     "small": (replace(sm90.SMALL[0], stream_k=True), "nvfp4"),
