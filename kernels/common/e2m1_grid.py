@@ -43,6 +43,27 @@ def round_on_grid(magnitude: Float32, y: Float32, factor: Float32) -> Float32:
     return ptx.sub(ptx.fma(y, Float32(GRID_SCALE), base), base)
 
 
+def least_on_grid(inverse: Float32) -> Float32:
+    """Lower bound of magnitudes for `round_over_product`: 8 bits, a little above `inverse`, which is 1 / multiplier."""
+    return ptx.from_bits(ptx.bits(ptx.mul(inverse, Float32(1.04))) & Uint32(0xFFFF0000))
+
+
+def product_factor(multiplier: Float32) -> Float32:
+    """The factor of `round_over_product`: the multiplier cut to 8 bits, times 2^22."""
+    return ptx.mul(ptx.from_bits(ptx.bits(multiplier) & Uint32(0xFFFF0000)), Float32(2.0**22))
+
+
+def round_over_product(magnitude: Float32, raised: Float32, multiplier: Float32, factor: Float32) -> Float32:
+    """E2M1 magnitude next to y, times 2^-6, for y * 2^-6 = fl(magnitude * multiplier), y <= 6.5.
+
+    Here B = raised * factor, `raised` = max(magnitude, a bound of 8 bits whose product lies in 1 .. 2). It is exact, so
+    one FFMA adds it and another takes it away: 3 instructions, and a maximum that multipliers between which the bound
+    serves can share (4over6), instead of 5. Multipliers must be normal after they have been multiplied by 2^-6.
+    """
+    y = ptx.mul(magnitude, multiplier)
+    return ptx.fma(-raised, factor, ptx.fma(raised, factor, y))
+
+
 def _four_bytes(values: list[Float32]) -> Uint32:
     """E4M3 bytes of four values."""
     text = (

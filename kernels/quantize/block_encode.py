@@ -7,10 +7,18 @@ from dataclasses import dataclass
 
 from cutefp4.kernels.common import ptx
 from cutefp4.kernels.common.e2m1_encode import encode_nearest, with_signs
-from cutefp4.kernels.common.e2m1_grid import LARGEST_PRODUCT
+from cutefp4.kernels.common.e2m1_grid import GRID_SCALE, LARGEST_PRODUCT, least_on_grid
 from cutefp4.kernels.common.e2m1_stochastic import Dither, encode_stochastic
 from cutefp4.kernels.quantize.block_scale import Outer, block_scale, outer_of
-from cutefp4.kernels.quantize.four_over_six import Candidate, candidates, line_error, usual_amaxes
+from cutefp4.kernels.quantize.four_over_six import (
+    Candidate,
+    candidates,
+    decides,
+    line_error,
+    near_error,
+    usual_amaxes,
+    usual_candidates,
+)
 from cutefp4.kernels.quantize.input_block import Values
 from cutlass import Boolean, Float32, Uint32
 
@@ -42,10 +50,10 @@ def encode_values(
     return tuple(encode_nearest(x, multiplier, signs, arch) for x, signs in zip(halves, v.signs, strict=True))
 
 
-def both_errors(x: list[Float32], outer: Outer, pair, math: BlockMath, arch: str, short: bool, usual=False):
+def both_errors(x: list[Float32], outer: Outer, pair, math: BlockMath, arch: str, short: bool):
     """`line_error` of the map-to-6 and the map-to-4 candidate. `short`: the elements have at most 11 bits."""
     strict = math.four_over_six_error == "strict"
-    form = (math.four_over_six, strict, math.e4m3_max, arch, short, usual)
+    form = (math.four_over_six, strict, math.e4m3_max, arch, short)
     return [line_error(x, outer, c, *form) for c in pair]
 
 
@@ -75,19 +83,24 @@ def encode_block(
 def encode_usual_block(v: Values, bamax: Float32, outer: Outer, math: BlockMath) -> tuple[Encoded, Boolean]:
     """A 1x16 block of short elements under 4over6, to nearest, on sm_90a; and whether `encode_block` gives the same.
 
-    It does not if a product is too large to go without a clamp, if there is a NaN, or if amaxes are so small or large
-    that divisions by constants need care. Clamps are 2 of 24 instructions an element, and on the slower pipe.
+    It does not if a product is too large to go without a clamp, if there is a NaN, if amaxes are very small or large,
+    or if both errors are so close that their exact sums must be compared. This takes 20 instructions an element; exact
+    sums took 1 (fast) or 10 (strict) more, and rounding by `round_on_grid` 3.
     """
-    pair = candidates(bamax, outer, usual=True)
-    (error6, *codes6), (error4, *codes4) = both_errors(v.x, outer, pair, math, "sm_90a", True, usual=True)
+    pair = usual_candidates(bamax, outer)
+    magnitudes = [ptx.fabs(value) for value in v.x]
+    # Above 1 / multiplier of map-to-4, and so, as its scale is at most 1.75 times the other one, below 2 of map-to-6.
+    least = least_on_grid(ptx.mul(pair[1].step, Float32(GRID_SCALE)))
+    raised = [ptx.fmax(value, least) for value in magnitudes]
+    (error6, *codes6), (error4, *codes4) = (near_error(magnitudes, raised, c, math.four_over_six) for c in pair)
     four = error4 < error6
-    byte, _ = _choose(four, *pair)
+    byte = ptx.select(four, pair[1].byte, pair[0].byte)
     codes = [ptx.select(four, a, b) for a, b in zip(codes4, codes6, strict=True)]
     codes = [with_signs(c, signs) for c, signs in zip(codes, v.signs, strict=True)]
     # The multiplier of map-to-4 is never the larger one.
-    small = ptx.mul(bamax, pair[0].multiplier) <= Float32(LARGEST_PRODUCT)
-    usual = usual_amaxes(bamax, outer, math.four_over_six_error == "strict")
-    return Encoded(byte, *codes), small & (error6 == error6) & usual
+    small = ptx.mul(bamax, pair[0].multiplier) <= Float32(LARGEST_PRODUCT * GRID_SCALE)
+    clear = decides(error6, error4, pair, bamax, math.four_over_six)
+    return Encoded(byte, *codes), small & clear & usual_amaxes(bamax, outer, math.four_over_six)
 
 
 def line_scale(tile_amax: Float32, four: Boolean | None, outer: Outer, math: BlockMath) -> tuple[Uint32, Float32]:

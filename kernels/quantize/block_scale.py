@@ -130,3 +130,8 @@ def multiplier_and_inverse(byte: Uint32, outer: Outer, arithmetic: str) -> tuple
 def least_multiplier(outer: Outer, arithmetic: str) -> Float32:
     """A lower bound of the multipliers of all blocks, but those of 0."""
     return ptx.mul(outer.s_dec if arithmetic == "torchao" else outer.s_enc, Float32(2.0**-9))
+
+
+def reciprocal_or_large(p: Float32) -> Float32:
+    """fl(1 / p) for p in 2^-100 .. 2^126, 2^100 for 0."""
+    return ptx.fmin(_newton_reciprocal(p), Float32(2.0**100))

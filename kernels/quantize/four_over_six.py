@@ -15,6 +15,16 @@ The strict division by the constant NUM is one multiplication and two FMAs (Mark
 NUM) * r with r = fl(1 / NUM) is the correctly rounded quotient while nothing over- or underflows). Outer amaxes
 outside 2^-100 .. 2^110 do the same in double, whose quotient is never close enough to a tie of fp32 to be rounded
 twice. (div.rn there made the kernel five times as long.)
+
+Most blocks need no exact error sums, strict or fast: `near_error` evaluates
+
+    d' = fl(q * p - |x|),   p = fl(s * S_dec)     (mse: the square enters the sum by an FMA)
+
+for both, one instruction a difference. In units of 2^-24, p is 3 off s * A / NUM (2 off s / S_enc), the contract's
+value of q * s 2 more (its x * S_enc 1), d' and d 1 each, and both sums 15 of themselves. As q * p <= |x| + |d| and
+|x| <= bamax, sums under mae are at most 37 err + 80 bamax apart, under mse, where |d| <= p, 45 err + 160 bamax p;
+`decides` doubles that for the two candidates, and more than half again. Decisions that are closer (1 block in 10^4 of
+normal data) are left to the exact sums.
 """
 
 import struct
@@ -24,14 +34,17 @@ import cutlass
 import cutlass.cute as cute
 from cutefp4.kernels.common import ptx
 from cutefp4.kernels.common.e2m1_encode import encode_and_decode, raw_value
+from cutefp4.kernels.common.e2m1_grid import GRID_SCALE, join_rounded, product_factor, round_over_product
 from cutefp4.kernels.common.e4m3_encode import encode_scale, scale_value
-from cutefp4.kernels.quantize.block_scale import Outer, multiplier_of
+from cutefp4.kernels.quantize.block_scale import Outer, multiplier_of, reciprocal_or_large
 from cutlass import Boolean, Float32, Uint32
 
 from cutefp4.format import E2M1_MAX, E4M3_MAX, numerator
 
 _FAST_FACTOR = 2.0**-7
 _SAFE_AMAX = (2.0**-100, 2.0**110)
+_SQUARABLE = (2.0**-50, 2.0**60)
+_LEAST_USUAL_OUTER = 2.0**-48
 
 
 @dataclass(frozen=True)
@@ -43,15 +56,36 @@ class Candidate:
     multiplier: Float32
 
 
-def candidates(bamax: Float32, outer: Outer, usual: bool = False) -> tuple[Candidate, Candidate]:
-    """(map-to-6, map-to-4). `usual`: bamax is zero, or so large that its sixth has no rounding error to lose."""
-    sixth = _divide_by(bamax, E2M1_MAX) if usual else ptx.div(bamax, Float32(E2M1_MAX))
+def _scale_bytes(sixth: Float32, outer: Outer) -> list[Uint32]:
+    """Of map-to-6 and map-to-4; `sixth`: fl(bamax / 6)."""
     base = ptx.mul(sixth, outer.s_enc)
+    return [encode_scale(ptx.fmin(v, Float32(E4M3_MAX))) for v in (base, ptx.mul(base, Float32(1.5)))]
+
+
+def candidates(bamax: Float32, outer: Outer) -> tuple[Candidate, Candidate]:
+    """(map-to-6, map-to-4)."""
     pair = []
-    for wanted in (base, ptx.mul(base, Float32(1.5))):
-        byte = encode_scale(ptx.fmin(wanted, Float32(E4M3_MAX)))
+    for byte in _scale_bytes(ptx.div(bamax, Float32(E2M1_MAX)), outer):
         scale = scale_value(byte)
         pair.append(Candidate(byte, scale, multiplier_of(scale, outer)))
+    return pair[0], pair[1]
+
+
+@dataclass(frozen=True)
+class UsualCandidate:
+    """`Candidate` of a usual block: E4M3 byte, multiplier * 2^-6, and 2^6 / multiplier but for roundings."""
+
+    byte: Uint32
+    multiplier: Float32
+    step: Float32
+
+
+def usual_candidates(bamax: Float32, outer: Outer) -> tuple[UsualCandidate, UsualCandidate]:
+    """`candidates` if `usual_amaxes`."""
+    lifted, pair = ptx.mul(outer.s_dec, Float32(1 / GRID_SCALE)), []
+    for byte in _scale_bytes(_divide_by(bamax, E2M1_MAX), outer):
+        step = ptx.mul(scale_value(byte), lifted)
+        pair.append(UsualCandidate(byte, reciprocal_or_large(step), step))
     return pair[0], pair[1]
 
 
@@ -110,12 +144,40 @@ def _strict_error(
     return error
 
 
-def usual_amaxes(bamax: Float32, outer: Outer, strict: bool) -> Boolean:
-    """Whether divisions by constants need no care: that of the block's amax, and strict ones."""
-    good = (bamax >= Float32(_SAFE_AMAX[0])) | (bamax == Float32(0.0))
-    if strict:
-        good = good & (outer.amax >= Float32(_SAFE_AMAX[0])) & (outer.amax <= Float32(_SAFE_AMAX[1]))
-    return good
+def usual_amaxes(bamax: Float32, outer: Outer, metric: str) -> Boolean:
+    """Whether nothing under- or overflows in `usual_candidates` and `near_error`, and map-to-4 takes at most 1.75 times
+    the scale of map-to-6 (twice, if that is one or two of E4M3's subnormal steps)."""
+    least, most = _SQUARABLE if metric == "mse" else _SAFE_AMAX
+    third_step = ptx.fmax(ptx.mul(outer.s_dec, Float32(E2M1_MAX * 2.6 * 2.0**-9)), Float32(least))
+    good = (bamax >= third_step) | (bamax == Float32(0.0))
+    return good & (outer.amax >= Float32(_LEAST_USUAL_OUTER)) & (outer.amax <= Float32(most))
+
+
+def near_error(x: list[Float32], raised: list[Float32], candidate: Candidate, metric: str):
+    """(error sum in input units, nearly; low word, high word of codes without signs) of 16 magnitudes of a usual block
+    of short elements on sm_90a; `raised`: e2m1_grid.round_over_product."""
+    multiplier, error, rounded = candidate.multiplier, None, []
+    factor = product_factor(multiplier)
+    for value, high in zip(x, raised, strict=True):
+        q = round_over_product(value, high, multiplier, factor)
+        d = ptx.fma(q, candidate.step, -value)
+        if error is None:
+            error = ptx.fabs(d) if metric == "mae" else ptx.mul(d, d)
+        else:
+            error = ptx.add(error, ptx.fabs(d)) if metric == "mae" else ptx.fma(d, d, error)
+        rounded.append(q)
+    return error, join_rounded(rounded[:8]), join_rounded(rounded[8:])
+
+
+def decides(error6: Float32, error4: Float32, pair, bamax: Float32, metric: str) -> Boolean:
+    """Whether sums of `near_error` are so far apart that the exact ones compare alike; not if one is NaN."""
+    apart = ptx.sub(error4, error6)
+    product = bamax if metric == "mae" else ptx.mul(bamax, pair[1].step)
+    weight = 2.0**-16 if metric == "mae" else 2.0**-15 * GRID_SCALE
+    bound = ptx.fma(product, Float32(weight), ptx.mul(ptx.add(error4, error6), Float32(2.0**-18)))
+    # Equal scales (of zeros, or both saturated) have equal errors.
+    same = (pair[0].byte == pair[1].byte) & (apart == Float32(0.0))
+    return (ptx.fabs(apart) > bound) | same
 
 
 def line_error(
@@ -127,25 +189,19 @@ def line_error(
     e4m3_max: int,
     arch: str,
     short: bool,
-    usual: bool = False,
 ) -> tuple[Float32, Uint32, Uint32]:
-    """(error sum, low word, high word of codes) of 16 elements under one candidate; codes as `encode_and_decode`'s.
-
-    `usual`: nothing needs a clamp, and the strict division is the cheap one.
-    """
+    """(error sum, low word, high word of codes) of 16 elements under one candidate; codes as `encode_and_decode`'s."""
     raw = raw_value(arch, short)
     # q may carry 2^-126 on sm_90a; s * 2^126 would overflow, so the product keeps 2^-7.
     factor = 1.0 if strict and raw > 2.0**-100 else _FAST_FACTOR
     scale = ptx.mul(candidate.scale, Float32(factor / raw))
-    low, magnitudes = encode_and_decode(x[:8], candidate.multiplier, arch, short, clamp=not usual)
-    high, more = encode_and_decode(x[8:], candidate.multiplier, arch, short, clamp=not usual)
+    low, magnitudes = encode_and_decode(x[:8], candidate.multiplier, arch, short)
+    high, more = encode_and_decode(x[8:], candidate.multiplier, arch, short)
     magnitudes += more
     if strict:
         products = [ptx.mul(q, scale) for q in magnitudes]
         if factor != 1.0:
             products = [ptx.mul(p, Float32(1 / factor)) for p in products]
-        if usual:
-            return _strict_sum(x, products, outer.amax, metric, e4m3_max, False), low, high
         return _strict_error(x, products, outer.amax, metric, e4m3_max), low, high
     domain = ptx.mul(outer.s_enc, Float32(_FAST_FACTOR))
     differences = [ptx.fma(q, scale, -ptx.mul(ptx.fabs(v), domain)) for q, v in zip(magnitudes, x, strict=True)]

@@ -79,6 +79,26 @@ def test_blocks_that_need_care(machine, form, amax):
         check(machine, x.to(dtype), form.replace(scaling="token"), amax=given)
 
 
+def close_decisions(rows: int, dtype: torch.dtype) -> torch.Tensor:
+    """(rows, 256): blocks whose two errors are equal or nearly so, or whose scales are a few steps of E4M3."""
+    generator = torch.Generator().manual_seed(rows)
+    kinds = torch.randint(-12, 13, (4, rows, 4, 16), generator=generator).float()
+    kinds[1] *= (torch.rand(rows, 4, 16, generator=generator) < 0.07).float()  # one element, or none
+    kinds[2] = kinds[2, ..., :1]  # all elements equal
+    # The amax of the row's last block is 12; 6 * 2^-9 / 448 of that is one step, and so few steps may be doubled.
+    kinds[3] *= torch.linspace(0, 4, rows * 4).view(rows, 4, 1) * 6 * 2.0**-9 / 448
+    kinds[0, :, 0, 0] = 12
+    return kinds.permute(1, 0, 2, 3).reshape(rows, 256).to(dtype)
+
+
+@on_machines
+@pytest.mark.parametrize("form", EMULATED_FORMS, ids=QuantRecipe.describe)
+def test_close_decisions(machine, form):
+    """Errors that compare as exact sums do, where approximate ones need not (four_over_six.decides)."""
+    for dtype in (torch.bfloat16, torch.float16):
+        check(machine, close_decisions(8, dtype), form)
+
+
 @on_gpu
 @pytest.mark.parametrize("form", FORMS, ids=QuantRecipe.describe)
 def test_special_values_in_both_copies(machine, form):
