@@ -77,7 +77,8 @@ SQUARE = replace(WIDE, tile_n=128, store_passes=1)
 
 THREE = replace(WIDE, tile_n=192, store_passes=1)
 """128x192, and with swap_ab other widths, where they leave fewer empty rows. (384, 8192, 8192) 69.4 us, 128x128 89.2;
-(192, 8192, 8192) 42.8, 128x256 53.8."""
+(192, 8192, 8192) 42.8, 128x256 53.8. And without it where C and D are fp32: C of a whole tile fits
+beside 4 MMA stages, and comes under the mainloop: (7168, 2048, 2048) 103.4 us, 128x256 111.3."""
 
 WIDTHS_ROWS = 1024
 """Most rows of A for which widths are compared: beyond, at most 6 % of them are empty."""
@@ -125,7 +126,10 @@ HBM_BYTES_PER_CLOCK, L2_BYTES_PER_CLOCK = 18.0, 45.0
 """Of one SM."""
 TILE_CLOCKS, EPILOGUE_BYTES_PER_CLOCK = 4000.0, 18.0
 """What a work tile costs besides its products: at least the first, and the bytes of its C and D. Measured for 128x256
-(128x128): bf16 4000, with C 6500; fp32 8400, with C 15 000 (6300)."""
+(128x128): bf16 4000; fp32 8400."""
+C_BYTES_PER_CLOCK = {True: 34.0, False: 25.0}
+"""The same with C: where the ring holds a tile of it, and where boxes come in the epilogue. Measured, clocks of a tile:
+bf16, 128x256 5300; fp32, 128x192 5800; fp32, 128x256 in two passes 10 300."""
 WRITE_BYTES_PER_CLOCK, READ_BYTES_PER_CLOCK, ARRIVAL_CLOCKS = 36.0, 42.0, 2900.0
 """Partial sums, of one SM: to the L2 cache, back, and counting in (1.6 us: the writes must have arrived). From clocks
 read inside the kernel: 128x256 shared by two CTAs at (256, 8192, 8192): 2.3 us writing, 1.5 counting, 1.8 reading;
@@ -203,7 +207,8 @@ def estimate(config: Sm90Config, shape: GemmShape, sms: int = SMS) -> float:
     block, stages = config.k_blocks * _block_clocks(config, rows_n), -(-shape.k // config.tile_k)
     before = _staging_clocks(shape, rows_n) if config.staged else 0.0
     moved = config.tile_m * config.tile_n * (shape.staged_store + shape.staged_tile)
-    per_tile = max(TILE_CLOCKS, moved / EPILOGUE_BYTES_PER_CLOCK)
+    bytes_per_clock = C_BYTES_PER_CLOCK[config.store_passes == 1] if shape.staged_tile else EPILOGUE_BYTES_PER_CLOCK
+    per_tile = max(TILE_CLOCKS, moved / bytes_per_clock)
     if config.stream_k:
         ctas = min(units * stages, slots)
         tiles, wide = max(1.0, units / ctas), max(1.0, config.tile_n / 128)
@@ -224,6 +229,7 @@ def candidates(shape: GemmShape, batch_invariant: bool = False, sms: int = SMS) 
         # D of fp32 takes twice the staging memory. C is loaded while a tile is multiplied only as far as the ring
         # holds it: bf16, 4096^3, one pass 191.6 us, two 193.2, four 201.2; without C 186.3, 185.8 and 187.3.
         passes = (1 if shape.staged_tile else base.store_passes) * (2 if shape.staged_store == 4 else 1)
+        passes = 1 if shape.staged_tile and base.tile_n == THREE.tile_n else passes
         config = with_most_stages(replace(base, store_passes=passes), *operands, shape.staged_store)
         if sm90_problems(config, *operands, shape.staged_store):
             continue
@@ -238,20 +244,21 @@ def _bases(shape: GemmShape, batch_invariant: bool) -> list[Sm90Config]:
     a4 = shape.activations == "nvfp4"
     sixteen_bits = [replace(c, staged=a4) for c in (*PAIRS, SQUARE)]
     narrow = [replace(c, staged=a4, swap_ab=True) for c in NARROW if c.tile_n < 2 * shape.m]
+    wide = sixteen_bits[:]
+    if shape.staged_tile == 4 and shape.k > 1024:
+        wide.append(replace(THREE, staged=a4))
     swapped = [replace(c, swap_ab=True) for c in sixteen_bits]
     swapped += [replace(THREE, staged=a4, swap_ab=True, tile_n=width) for width in _widths(shape.m)]
     long = replace(LONG, swap_ab=True)
     if not a4 and shape.staged_store == 2 and shape.k % long.tile_k == 0 and _tiles(long, shape) > STREAM_TILES // 2:
         swapped = [long, *swapped]
     if shape.halves_columns:
-        bases = [*sixteen_bits[:3], DECODED]
+        bases = [*sixteen_bits, DECODED]
     elif batch_invariant:
         bases = [replace(WIDE, swap_ab=True, staged=a4)]
     else:
         small = [c for c in SMALL if c.tile_n == 16 or c.tile_n < 2 * shape.m]
-        bases = (
-            [*sixteen_bits[:3], *swapped, *narrow, *small, DECODED] if a4 else [*swapped, *(direct(c) for c in small)]
-        )
+        bases = [*wide, *swapped, *narrow, *small, DECODED] if a4 else [*swapped, *(direct(c) for c in small)]
     return [replace(base, decode_to="float16" if a4 else shape.activations) for base in bases]
 
 

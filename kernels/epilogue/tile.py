@@ -1,8 +1,8 @@
 """The epilogue of one work tile: evaluate the tree on the accumulators and store.
 
 Vectors are loaded before the mainloop of their tile: along m into registers, along n into registers and then shared
-memory. After the mainloop the n-blocks of 8 columns are visited one by one. With split-K only the warpgroup that holds
-the finished sum goes on.
+memory; C during it. After the mainloop the n-blocks of 8 columns are visited one by one. With split-K only the
+warpgroup that holds the finished sum goes on.
 """
 
 from dataclasses import dataclass
@@ -59,17 +59,11 @@ class TileEpilogue(DeviceStruct):
         self.staged, self.split, self.vectors = parts
         self.staged_leaf, self.consumer, self.thread = staged_leaf, consumer, thread
 
-    @cute.jit
     def prefetch(self, work):
-        """Start loading the vectors of a work tile, and C; call it before the mainloop, whose time hides the latency.
+        """Start loading the vectors of a work tile; call it before the mainloop, whose time hides the latency.
 
         Returns (values along m in registers, this thread's part of the vectors along n, scalars).
         """
-        if cutlass.const_expr(self.staged_leaf != "" and not self.config.shares_k):
-            self.staged.fetch_first(work)
-        return self._load_vectors(work)
-
-    def _load_vectors(self, work):
         fragment = self._fragment(work)
         along_m = {
             (leaf.name, atom, h): fragment.load_vector(self.tensors[leaf.name], fragment.clamped_m(atom, h))
@@ -89,6 +83,18 @@ class TileEpilogue(DeviceStruct):
         return along_m, along_n, {leaf.name: fragment.load_scalar(self.tensors[leaf.name]) for leaf in leaves}
 
     @cute.jit
+    def during(self, work, k: Int32):
+        """Behind stage k of the mainloop of a work tile: load C."""
+        if cutlass.const_expr(self.staged_leaf != "" and not self.config.shares_k):
+            self.staged.fetch_during(work, k)
+
+    @cute.jit
+    def load_c(self, work):
+        """The same at once, for a work tile that has no stages."""
+        if cutlass.const_expr(self.staged_leaf != ""):
+            self.staged.fetch_first(work)
+
+    @cute.jit
     def store_tile(self, work, acc, prefetched, tiles: Int32) -> Int32:
         """Finish one work tile with what `prefetch` returned for it.
 
@@ -96,8 +102,7 @@ class TileEpilogue(DeviceStruct):
         """
         if cutlass.const_expr(self.config.shares_k):
             if self.split.reduce(work, acc):
-                if cutlass.const_expr(self.staged_leaf != ""):
-                    self.staged.fetch_first(work)
+                self.load_c(work)
                 self.apply(work, acc, prefetched, tiles)
                 tiles += 1
         else:

@@ -283,14 +283,16 @@ class Sm90Gemm:
             work = scheduler.work(first)
             part = cluster_sum.part_of(work)
             prefetched = epilogue.prefetch(part)
-            mainloop(work, mma, reader, rings, states, self.size, thread % 32)
+            if part.k_count == 0:
+                epilogue.load_c(part)
+            mainloop(work, mma, reader, rings, states, self.size, thread % 32, (epilogue, part))
             epilogue.store_tile(part, cluster_sum.exchange(work, mma.acc), prefetched, Int32(0))
         else:
             tiles = Int32(0)
             for index in cutlass.range(first, scheduler.total(), step, unroll=1):
                 work = scheduler.work(index)
                 prefetched = epilogue.prefetch(work)
-                states = mainloop(work, mma, reader, rings, states, self.size, thread % 32)
+                states = mainloop(work, mma, reader, rings, states, self.size, thread % 32, (epilogue, work))
                 if cutlass.const_expr(config.stream_k):
                     if work.k_count > 0:
                         tiles = epilogue.store_tile(work, mma.acc, prefetched, tiles)

@@ -59,9 +59,20 @@ class WarpgroupMma(DeviceStruct):
 
 @cute.jit
 def mainloop(
-    work, mma: WarpgroupMma, reader: RegisterOperandReader, rings, states, size: cutlass.Constexpr, lane: Int32
+    work,
+    mma: WarpgroupMma,
+    reader: RegisterOperandReader,
+    rings,
+    states,
+    size: cutlass.Constexpr,
+    lane: Int32,
+    meanwhile: tuple,
 ):
-    """Accumulate one work tile; returns the advanced (load, mma) ring positions."""
+    """Accumulate one work tile; returns the advanced (load, mma) ring positions.
+
+    meanwhile: the epilogue, and the tile that it finishes, for which it loads C.
+    """
+    epilogue, finished = meanwhile
     load_ring, mma_ring = rings
     load_state, mma_state = states
     config = mma.config
@@ -114,6 +125,7 @@ def mainloop(
                 cute.arch.sync_warp()
                 if lane == 0:
                     load_ring.arrive_empty(stage)
+        epilogue.during(finished, k)
     warpgroup.wait_group(0)
     for back in cutlass.range_constexpr(in_flight, 0, -1):
         if work.k_count * mma_stages_per_load >= back:
