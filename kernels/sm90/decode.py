@@ -20,7 +20,7 @@ from cutefp4.config import SCALE_TILE_BYTES, WARPGROUP, Sm90Config
 from ..common import ptx
 from ..common.device_struct import DeviceStruct
 from ..common.e2m1 import PAIRS_PER_WORD
-from ..common.e4m3 import mul_x2, permute_by
+from ..common.e4m3 import mul_x2_by_half, permute_by
 from ..scheduler import first_and_step
 from .number_format import FORMATS
 from .smem_layout import ROW_BYTES, load_byte, load_half, load_words, store_words, swizzle_chunk
@@ -78,8 +78,8 @@ class RegisterOperandReader(DeviceStruct):
         return words, scale_bytes
 
     def multipliers(self, fmt, scale_bytes: list) -> list:
-        """From `load`'s scale bytes: of row g and of row g + 8."""
-        return fmt.multipliers(scale_bytes[0] | (scale_bytes[1] << Uint32(8)))
+        """From `load`'s scale bytes: of row g and of row g + 8, in the halves of a word."""
+        return fmt.scale_pair(scale_bytes[0] | (scale_bytes[1] << Uint32(8)), 0)
 
     def decode(self, fmt, words, multipliers, first: int, steps: int, fragment: cute.Tensor) -> None:
         """Write the registers of `steps` m64k16 A fragments, 4 each: step s holds pairs 2s and 2s + 1 of rows g and g +
@@ -87,7 +87,7 @@ class RegisterOperandReader(DeviceStruct):
         for s in range(first, first + steps):
             for high in range(2):
                 for half in range(2):
-                    pair = fmt.scaled_pair(words[half][s // 2], 2 * (s % 2) + high, multipliers[half])
+                    pair = fmt.scaled_by_half(words[half][s // 2], 2 * (s % 2) + high, multipliers, half)
                     fragment[4 * (s - first) + 2 * high + half] = pair
 
 
@@ -124,15 +124,16 @@ class NaturalOrderReader(RegisterOperandReader):
         return words, scale_words
 
     def multipliers(self, fmt, scale_words: list) -> list:
-        """Of the 4 steps of row g and of row g + 8."""
-        return [[*fmt.multipliers(word), *fmt.multipliers(word >> Uint32(16))] for word in scale_words]
+        """Of row g and of row g + 8: two words, of steps 0 and 1 and of steps 2 and 3, one scale in each half."""
+        return [[fmt.scale_pair(word, half) for half in range(2)] for word in scale_words]
 
     def decode(self, fmt, words, multipliers, first: int, steps: int, fragment: cute.Tensor) -> None:
         for s in range(first, first + steps):
             for half in range(2):
                 two = permute_by(words[half][2 * s], words[half][2 * s + 1], self.selector)
                 for high, pair in enumerate(fmt.natural_pairs(two)):
-                    scaled = mul_x2(fmt.ptx, pair, multipliers[half][s])
+                    # The instruction takes the half by itself.
+                    scaled = mul_x2_by_half(fmt.ptx, pair, multipliers[half][s // 2], s % 2)
                     fragment[4 * (s - first) + 2 * high + half] = scaled
 
 

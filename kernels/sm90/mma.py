@@ -43,12 +43,24 @@ class WarpgroupMma(DeviceStruct):
         for acc in self.acc:
             acc.fill(0.0)
 
-    def issue(self, m: int, first_step: int, buffer: int, stage: Int32) -> None:
-        """One group: 64-row tile m (its fragment in `buffer`) times k-steps first_step.. of the shared operand."""
+    def accumulating(self, value) -> cute.TiledMma:
+        """The wgmma that adds to the accumulators where `value` is true, and overwrites them elsewhere.
+
+        A new one: it carries `value`, which may belong to the body of a loop.
+        """
+        tiled_mma = cute.make_tiled_mma(self.tiled_mma.op)
+        tiled_mma.set(warpgroup.Field.ACCUMULATE, value)
+        return tiled_mma
+
+    def issue(self, m: int, first_step: int, buffer: int, stage: Int32, not_first) -> None:
+        """One group: 64-row tile m (its fragment in `buffer`) times k-steps first_step.. of the shared operand.
+
+        not_first: whether to add to what the accumulators hold.
+        """
         warpgroup.fence()
         for s in range(self.config.steps_per_group):
             cute.gemm(
-                self.tiled_mma,
+                self.accumulating(not_first if s == 0 else True),
                 self.acc[m],
                 self.fragments[buffer][(None, None, s)],
                 self.fragment_n[(None, None, first_step + s, stage)],
@@ -81,8 +93,10 @@ def mainloop(
     per_part = STEPS // config.steps_per_group
     per_mma_stage, in_flight = config.groups_per_mma_stage, config.stages_in_flight
     mma_stages_per_load = config.k_blocks // config.mma_blocks
-    mma.clear()
-    mma.tiled_mma.set(warpgroup.Field.ACCUMULATE, True)
+    # The first wgmma of a tile overwrites the accumulators, unless there may be none (a share of K without stages).
+    overwrites = config.splits == 1
+    if cutlass.const_expr(not overwrites):
+        mma.clear()
     scale_offset = reader.scale_offset(first_scale_row(work.m, config.tile_m))
     landed = load_ring.is_full(load_state)
     for k in cutlass.range(work.k_count, unroll=1):
@@ -105,8 +119,12 @@ def mainloop(
                 warpgroup.wait_group(mma.buffers - 1)
                 if cutlass.const_expr(group % per_mma_stage == (mma.buffers - 1) % per_mma_stage):
                     # ... and with it a whole stage of the shared operand.
-                    if k * mma_stages_per_load + group // per_mma_stage >= in_flight:
+                    earlier = group // per_mma_stage - in_flight
+                    if cutlass.const_expr(earlier >= 0):
                         release(config, mma_ring, mma_state.index - in_flight, lane)
+                    else:
+                        if k * mma_stages_per_load >= -earlier:
+                            release(config, mma_ring, mma_state.index - in_flight, lane)
                 if cutlass.const_expr(group == parts * per_part - 1):
                     landed = load_ring.is_full(load_state)
                 if cutlass.const_expr(group % per_mma_stage == 0):
@@ -115,7 +133,8 @@ def mainloop(
                 reader.decode(fmt, words, multipliers, step, config.steps_per_group, mma.registers[buffer])
                 if cutlass.const_expr(group % per_mma_stage == 0):
                     mma_ring.wait_full_unless(filled, mma_state)
-                mma.issue(m, STEPS * (q % config.mma_blocks) + step, buffer, mma_state.index)
+                not_first = k > 0 if overwrites and part < config.m_atoms and i == 0 else True
+                mma.issue(m, STEPS * (q % config.mma_blocks) + step, buffer, mma_state.index, not_first)
                 if cutlass.const_expr(group % per_mma_stage == per_mma_stage - 1):
                     mma_state.advance()
             if cutlass.const_expr(part == parts - 1):
