@@ -102,9 +102,11 @@ def run(operation: str, backend: str, *args, **kwargs):
     return available[operation](*args, **kwargs)
 
 
-@torch.compiler.disable(recursive=True)
+@torch._disable_dynamo(recursive=True)
 def _run_reference(operation: str, *args, **kwargs):
-    # Never compiled: a code generator would contract and reorder the oracle's roundings.
+    # Never compiled: a code generator would contract and reorder the oracle's roundings. torch.compiler.disable would
+    # import torch._dynamo here (nine tenths of what `import cutefp4` takes beyond torch); torch's own form does so at
+    # the first call.
     return _REFERENCE[operation](*args, **kwargs)
 
 

@@ -105,8 +105,10 @@ def allowed(top: str, below: str) -> bool:
 
 
 def test_import_is_light():
-    """The CuTe DSL takes seconds to import, matplotlib and rich a good part of one; none comes with the package."""
-    heavy = ("cutlass", "cuda", "tvm_ffi", "matplotlib", "rich", "typer", "sentence_transformers", "hypothesis")
+    """The CuTe DSL and torch's compiler take seconds to import, matplotlib and rich a good part of one; none comes with
+    the package."""
+    heavy = ("cutlass", "cuda", "tvm_ffi", "torch._dynamo", "sympy", "matplotlib", "rich", "typer")
+    heavy += ("sentence_transformers", "hypothesis")
     script = "import sys, torch; before = set(sys.modules); import cutefp4; "
     script += f"print(sorted(set({heavy!r}) & (set(sys.modules) - before)))"
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
