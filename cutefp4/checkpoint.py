@@ -40,6 +40,8 @@ def save_safetensors(path: str | Path, tensors: Mapping[str, torch.Tensor]) -> N
     Raises:
         CheckpointError: a value is no tensor, or two names collide in the file.
     """
+    if not isinstance(tensors, Mapping):
+        raise CheckpointError(f"tensors of type {type(tensors).__name__}", "a mapping from names", "pass (path, {...})")
     flat: dict[str, torch.Tensor] = {}
     described = {}
     for name, tensor in tensors.items():

@@ -35,6 +35,8 @@ def epilogue_tensors(
         raise OperandError(
             f"epilogue of type {type(tree).__name__}", "a function decorated with cutefp4.epilogue", "decorate it"
         )
+    if not isinstance(tensors, Mapping):
+        raise OperandError(f"tensors of type {type(tensors).__name__}", "a mapping from names", "pass tensors={...}")
     given = dict(tensors)
     declared = dict(tree.arguments)
     amaxes = {}

@@ -213,6 +213,13 @@ def _a16_request(x, w, bias, activation, out, out_dtype, batch_invariant) -> tup
     return operand, {**options, "out": None if out is None else out.view(-1, operand.rows)}
 
 
+def _kind(offs) -> str:
+    """Of a tensor of offsets, all that is compared."""
+    if not isinstance(offs, torch.Tensor):
+        return type(offs).__name__
+    return f"{offs.dtype} {tuple(offs.shape)} on {offs.device}"
+
+
 def grouped_gemm(
     a: NVFP4GroupedTensor | Nvfp4GroupedOperand,
     b: NVFP4Tensor | NVFP4GroupedTensor | Nvfp4Operand | Nvfp4GroupedOperand,
@@ -247,14 +254,10 @@ def grouped_gemm(
     operand_a, operand_b = pick(a, b, layout, kinds, "grouped_gemm")
     check_pair(operand_a, operand_b)
     check_groups(operand_a, operand_b, layout)
-    if offs is not None and (offs.shape, offs.dtype, offs.device) != (
-        operand_a.offs.shape,
-        operand_a.offs.dtype,
-        operand_a.offs.device,
-    ):
+    if offs is not None and _kind(offs) != _kind(operand_a.offs):
         raise OperandError(
-            f"offs of {offs.dtype} {tuple(offs.shape)} on {offs.device}",
-            f"those of A: {operand_a.offs.dtype} {tuple(operand_a.offs.shape)} on {operand_a.device}",
+            f"offs: {_kind(offs)}",
+            f"those of A: {_kind(operand_a.offs)}",
             "leave offs out: the grouped operand carries them",
         )
     lead = (operand_a.groups,) if layout == "NT" else ()

@@ -17,7 +17,7 @@ ACTIVATIONS = (None, *reference.ACTIVATIONS)
 
 def pick(a, b, layout: str, kinds, caller: str) -> tuple:
     """The operands that the layout contracts."""
-    if layout not in LAYOUT_COPIES:
+    if not isinstance(layout, str) or layout not in LAYOUT_COPIES:
         raise OperandError(
             f"layout={layout!r}", "'TN', 'NN' or 'NT'", "TN is the forward product, NN and NT are its two gradients"
         )
@@ -156,6 +156,10 @@ def check_output(
             f"out of shape {tuple(out.shape)}, strides {out.stride()} on {out.device}",
             f"a contiguous tensor of shape {shape} on {device}",
             f"allocate it with torch.empty{shape}, or leave it out",
+        )
+    if out.requires_grad and torch.is_grad_enabled():
+        raise OperandError(
+            "out that requires grad", "a tensor without a gradient of its own", "pass out.data, or call under no_grad()"
         )
     return out.dtype
 

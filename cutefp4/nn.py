@@ -132,7 +132,7 @@ class _Layer(nn.Module):
 
     def __init__(self, recipe: TrainingRecipe | str, seed: int, backend: str | None, device) -> None:
         super().__init__()
-        self.recipe = named_recipe(recipe) if isinstance(recipe, str) else recipe
+        self.recipe = recipe if isinstance(recipe, TrainingRecipe) else named_recipe(recipe)
         self.seed, self.backend = seed, backend
         # Not saved, so that checkpoints stay those of the dense layer; set it when a resumed run must not repeat bits.
         self.register_buffer("sr_offset", torch.zeros((), dtype=torch.int64, device=device), persistent=False)

@@ -99,10 +99,10 @@ def quantize_grouped(
         OperandError, NonFiniteError, UnsupportedError: as `quantize`.
     """
     check_recipe(recipe)
-    if x.dim() != 2:
-        raise OperandError(f"x of shape {tuple(x.shape)}", "(T, C)", "flatten the token axes")
     # Groups are padded along T, so the columnwise copy puts no condition on T.
     check_input(x, recipe, rowwise, False if rowwise else None)
+    if x.dim() != 2:
+        raise OperandError(f"x of shape {tuple(x.shape)}", "(T, C)", "flatten the token axes")
     if not (rowwise or columnwise):
         raise OperandError("rowwise=False, columnwise=False", "at least one copy", "pass rowwise=True")
     check_offs(offs, x.device)

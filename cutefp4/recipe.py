@@ -70,13 +70,17 @@ class QuantRecipe:
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
             value = getattr(self, name)
-            if value not in choices:
+            if (type(value), value) not in [(type(choice), choice) for choice in choices]:  # 448.0 would be another key
                 raise RecipeError(
                     f"QuantRecipe({name}={value!r})", ", ".join(map(repr, choices)), f"choose one of these for {name}"
                 )
-        if not 0 <= self.rht_sign_mask <= 0xFFFF:
+        whole = type(self.rht_sign_mask) is int
+        if not whole or not 0 <= self.rht_sign_mask <= 0xFFFF:
+            given = f"{self.rht_sign_mask:#x}" if whole else repr(self.rht_sign_mask)
             raise RecipeError(
-                f"QuantRecipe(rht_sign_mask={self.rht_sign_mask:#x})", "16 bits, 0 to 0xFFFF", "drop the upper bits"
+                f"QuantRecipe(rht_sign_mask={given})",
+                "an integer of 16 bits, 0 to 0xFFFF",
+                "drop the upper bits",
             )
         if self.rht != "none" and self.block == "2d":
             raise RecipeError(
@@ -139,6 +143,6 @@ def named_recipe(name: str) -> TrainingRecipe:
     Raises:
         RecipeError: no recipe has this name.
     """
-    if name not in NAMED:
+    if not isinstance(name, str) or name not in NAMED:
         raise RecipeError(f"recipe {name!r}", ", ".join(NAMED), "choose one of these names")
     return NAMED[name]

@@ -210,6 +210,7 @@ def test_swiglu_halves_the_columns():
         ({"epilogue": gated, "out": torch.zeros(M, N)}, r"shape \(20, 24\)"),
         ({"epilogue": lambda z: z}, "decorated with cutefp4.epilogue"),
         ({"tensors": {}}, "tensors without epilogue"),
+        ({"epilogue": affine, "tensors": [1]}, "a mapping from names"),
         ({"epilogue": gated, "tensors": {"alpha_a": torch.ones(M)}}, "pass exactly the tensors"),
         ({"epilogue": affine, "tensors": affine_tensors() | {"bias": torch.zeros(N)}}, "'bias': torch.float32"),
         ({"epilogue": affine, "tensors": affine_tensors() | {"c": torch.zeros(N, M).T}}, "contiguous torch.float32"),
@@ -229,6 +230,13 @@ def test_wrong_functions_say_what_to_do():
         (lambda z: relu(SwigluPair(z)), "D itself"),
         (lambda z: (z, Store(z, "float32", "alpha_a")), "part of z"),
         (lambda z: unary("tanh", z), "activation 'tanh'"),
+        (lambda: 1.0, "first argument None"),
+        (lambda z: z if z > 0 else 0.0, "a comparison.*use maximum, minimum, relu"),
+        (lambda z: max(z, 0.0), "a comparison"),
+        (lambda z: z and 1.0, "a conversion"),
+        (lambda z: z**2, "z \\* z for a square"),
+        (lambda z: math.exp(z), "a conversion"),
+        (lambda z: torch.relu(z), "functions of cutefp4.epilogue"),
     ):
         with pytest.raises(OperandError, match=message):
             cutefp4.epilogue(function)

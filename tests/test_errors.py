@@ -5,8 +5,10 @@ import torch
 
 import cutefp4
 from cutefp4 import QuantRecipe, backend
+from cutefp4 import nn as cutefp4_nn
 from cutefp4.errors import (
     BackendUnavailableError,
+    CheckpointError,
     CuteFP4Error,
     NonFiniteError,
     OperandError,
@@ -361,6 +363,31 @@ CASES = {
         lambda: backend.choose(torch.device("cuda"), "emulator"),
         BackendUnavailableError,
         "cuda|CPU tensors|.cpu()",
+    ),
+    "sparse matrix": (lambda: cutefp4.quantize(X.to_sparse()), OperandError, "sparse_coo|dense|to_dense()"),
+    "groups of nothing": (lambda: cutefp4.quantize_grouped(None, OFFS), OperandError, "NoneType|torch.Tensor|pass"),
+    "groups of a batch": (lambda: cutefp4.quantize_grouped(X[None], OFFS), OperandError, "(1, 32|(T, C)|flatten"),
+    "layouts": (lambda: cutefp4.gemm(quantized(), quantized(), layout=["TN"]), OperandError, "['TN']|'TN'|forward"),
+    "out with a gradient": (
+        lambda: cutefp4.gemm(quantized(), quantized(), out=torch.zeros(32, 32, requires_grad=True)),
+        OperandError,
+        "requires grad|without|no_grad()",
+    ),
+    "offs as a list": (
+        lambda: cutefp4.grouped_gemm(grouped(), experts(), offs=[16, 16, 48]),
+        OperandError,
+        "list|torch.int32 (3,)|leave offs out",
+    ),
+    "recipe by a number": (lambda: cutefp4.named_recipe(["te"]), RecipeError, "['te']|per_token|choose"),
+    "layer with one tensor's recipe": (
+        lambda: cutefp4_nn.Linear(32, 32, recipe=QuantRecipe()),
+        RecipeError,
+        "QuantRecipe|per_token|choose",
+    ),
+    "a list in a file": (
+        lambda: cutefp4.save_safetensors("x.safetensors", [X]),
+        CheckpointError,
+        "list|a mapping|(path, {...})",
     ),
     # the tensor subclass
     "matmul": (lambda: quantized() @ X.t(), UnsupportedError, "aten.mm|cutefp4.gemm|dequantize()"),

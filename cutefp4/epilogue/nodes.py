@@ -35,8 +35,20 @@ class Node:
     def __truediv__(self, other) -> Binary:
         return Binary("div", self, _node(other))
 
+    def __rtruediv__(self, other) -> Binary:
+        return Binary("div", _node(other), self)
+
     def __neg__(self) -> Binary:
         return Binary("mul", Constant(-1.0), self)
+
+    def _has_no_value(self, *_):
+        raise OperandError(
+            f"a comparison, a power or a conversion of {type(self).__name__} in an epilogue",
+            "+, -, *, / and the functions of cutefp4.epilogue: the function runs once, on nodes instead of numbers",
+            "use maximum, minimum, relu or unary(...), and z * z for a square",
+        )
+
+    __lt__ = __le__ = __gt__ = __ge__ = __bool__ = __float__ = __int__ = __pow__ = __rpow__ = __abs__ = _has_no_value
 
     def children(self) -> Iterator[Node]:
         """Nodes that this one reads."""

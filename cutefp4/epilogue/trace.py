@@ -19,10 +19,10 @@ def epilogue(function: Callable) -> Epilogue:
     Raises:
         OperandError: an argument without a declared kind, or a result that is not an expression (and sinks).
     """
-    first, *parameters = inspect.signature(function, eval_str=True).parameters.values()
-    if first.name not in _FIRST:
+    first, *parameters = inspect.signature(function, eval_str=True).parameters.values() or [None]
+    if first is None or first.name not in _FIRST:
         raise OperandError(
-            f"epilogue {function.__name__} with first argument {first.name!r}",
+            f"epilogue {function.__name__} with first argument {first and first.name!r}",
             "z (the product with its outer scales) or acc (the bare sum)",
             "name what the function starts from",
         )
@@ -36,7 +36,14 @@ def epilogue(function: Callable) -> Epilogue:
                 f"declare it, for example {p.name}: Column('bfloat16')",
             )
         arguments.append(replace(kind, name=p.name))
-    result = function(*arguments)
+    try:
+        result = function(*arguments)
+    except TypeError as error:  # of a function that wants numbers or tensors
+        raise OperandError(
+            f"epilogue {function.__name__}: {error}",
+            "arithmetic on its arguments, and functions of cutefp4.epilogue",
+            "write it with these",
+        ) from error
     out, *sinks = result if isinstance(result, tuple) else (result,)
     bad = [s for s in sinks if not isinstance(s, SINKS)]
     if not isinstance(out, Node) or isinstance(out, SINKS) or bad:
