@@ -98,6 +98,7 @@ CASES: dict[str, Callable[[str], None]] = {
     "gemm staged stream-K": _shared_k(replace(STAGED, stream_k=True)),
     "gemm pair": _shared_k(replace(sm90.SMALL[4], splits=2, split_pair=True)),
     "gemm staged pair": _shared_k(replace(STAGED, splits=2, split_pair=True)),
+    "gemm staged four": _shared_k(replace(STAGED, splits=4, split_pair=True)),
     "gemm 16 bits": _case(A16Case(m=300, n=264, k=192)),
     "gemm 16 bits few": _case(A16Case(m=150, n=300, k=192, dtype="float16", out="float16", scales="compact")),
     "gemm epilogue": _case(GemmCase(m=150, bias="bfloat16", activation="gelu", accumulate=True)),
@@ -133,16 +134,21 @@ CASES: dict[str, Callable[[str], None]] = {
 }
 
 
-def plans(names) -> list:
-    """The kernels that cases launch, found without a GPU and without compiling any."""
-    with emulator.device("sm_90a", sms=132), kernel_cache.record() as found:
-        for name in names:
-            with mock.patch.object(Machine, "running", _already_running):
-                try:
-                    CASES[name]("cpu")
-                except (AssertionError, CuteFP4Error):
-                    pass  # nothing was launched, so results are wrong
-    return list(found)
+def plans(names) -> dict[str, list]:
+    """The kernels that cases launch, by case; found without a GPU and without compiling any."""
+    found = {}
+    for name in names:
+        with (
+            emulator.device("sm_90a", sms=132),
+            kernel_cache.record() as asked,
+            mock.patch.object(Machine, "running", _already_running),
+        ):
+            try:
+                CASES[name]("cpu")
+            except (AssertionError, CuteFP4Error):
+                pass  # nothing was launched, so results are wrong
+        found[name] = list(asked)
+    return found
 
 
 def _already_running(machine, seed=None, sms=0):
@@ -188,7 +194,7 @@ def main() -> int:
         _run(names)
         return 0
     if options.warm:
-        result = warmup(plans(names), load=False, progress=True)
+        result = warmup(sum(plans(names).values(), []), load=False, progress=True)
         print(f"{len(result.outcomes)} kernels, {result.compiled} compiled now, in {result.seconds:.0f} s")
         return 0
     tools = options.tool or TOOLS
