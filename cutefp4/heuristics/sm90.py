@@ -225,18 +225,31 @@ def candidates(shape: GemmShape, batch_invariant: bool = False, sms: int = SMS) 
     """Configurations worth comparing for a shape, with and without sharing K; all of them legal."""
     found = []
     for base in _bases(shape, batch_invariant):
-        operands = shape.operands(base)
-        # D of fp32 takes twice the staging memory. C is loaded while a tile is multiplied only as far as the ring
-        # holds it: bf16, 4096^3, one pass 191.6 us, two 193.2, four 201.2; without C 186.3, 185.8 and 187.3.
-        passes = (1 if shape.staged_tile else base.store_passes) * (2 if shape.staged_store == 4 else 1)
-        passes = 1 if shape.staged_tile and base.tile_n == THREE.tile_n else passes
-        config = with_most_stages(replace(base, store_passes=passes), *operands, shape.staged_store)
-        if sm90_problems(config, *operands, shape.staged_store):
+        config = _with_passes(base, shape)
+        if config is None:
             continue
         found.append(config)
         if base.swap_ab and not batch_invariant:
             found += _sharing_k(config, shape, sms)
     return found
+
+
+def _with_passes(base: Sm90Config, shape: GemmShape) -> Sm90Config | None:
+    """The configuration with as many stages as fit beside D's staging memory; None if it cannot run.
+
+    D of fp32 takes twice that memory. C is loaded while a tile is multiplied only as far as the ring holds it: bf16,
+    4096^3, one pass 191.6 us, two 193.2, four 201.2 (without C 186.3, 185.8 and 187.3); fp32, 7168 x 2048, K = 512,
+    128x128, one pass 47.4 us, two 50.6.
+    """
+    operands, wide = shape.operands(base), 2 if shape.staged_store == 4 else 1
+    choices = [base.store_passes * wide]
+    if shape.staged_tile:
+        choices = [1, wide] if base.decode_groups == 0 else [wide]
+    for passes in choices:
+        config = with_most_stages(replace(base, store_passes=passes), *operands, shape.staged_store)
+        if not sm90_problems(config, *operands, shape.staged_store):
+            return config
+    return None
 
 
 def _bases(shape: GemmShape, batch_invariant: bool) -> list[Sm90Config]:

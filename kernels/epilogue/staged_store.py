@@ -207,12 +207,12 @@ class StagedStore(DeviceStruct):
 
     @cute.jit
     def fetch_during(self, work, k: Int32):
-        """Behind stage k of the mainloop: start loading the next one of the first boxes of C; all of them behind the
-        second stage, if there are no more stages than boxes."""
+        """Behind stage k of the mainloop: start loading the next one of the first boxes of C, from the second stage on;
+        all of them behind the first stage, if there are no more stages than boxes (K = 512: 1 us earlier)."""
         spread = work.k_count > self.slots
         first = cutlass.select_(spread, k - 1, Int32(0))
         count = cutlass.select_(spread, Int32(1), Int32(self.slots))
-        now = cutlass.select_(spread, (k >= 1) & (k <= self.slots), k == cutlass.min(work.k_count - 1, 1))
+        now = cutlass.select_(spread, (k >= 1) & (k <= self.slots), k == 0)
         if now & (self.thread // 32 == 0):
             cute.arch.cp_async_bulk_wait_group(0, read=True)
             for box in cutlass.range(first, first + count, unroll=1):

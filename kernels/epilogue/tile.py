@@ -3,6 +3,15 @@
 Vectors are loaded before the mainloop of their tile: along m into registers, along n into registers and then shared
 memory; C during it. After the mainloop the n-blocks of 8 columns are visited one by one. With split-K only the
 warpgroup that holds the finished sum goes on.
+
+Clocks of a tile at 4096^3 on an H200, 128x256: scalar factors 69 600, of which the boxes of D take 2260; with row and
+column factors, bias and a bf16 C 71 100 and 3650 for 530 instead of 320 instructions a box and scheduler; the mainloops
+are equal. Of the warps in them ncu finds 31 % issuing, 23 % waiting for shared memory, 21 % at barriers and fences.
+
+Tried there, where it takes 187.6 us (full; 183.1 scalar): C and vectors of a box read before it is computed 187.5,
+or before the barrier of the box before 187.6; two vectors in one access 0.2 us slower; the accumulators' power of two
+multiplied into the row's factor, 128 of 1060 instructions less: full 0.1 us faster, scalar 1.2 faster, but without bias
+and C ptxas serialised all wgmma (214 us).
 """
 
 from dataclasses import dataclass
