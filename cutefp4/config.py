@@ -19,6 +19,10 @@ from dataclasses import dataclass, replace
 K_BLOCK = 64
 """Elements of K of one decoded sub-tile: 128 bytes of bf16, one swizzle row."""
 
+HELPER_K = 512
+"""What a helper could multiply while it writes the sums of a tile: 6500 clocks for 128x256, where 64 of K take 1050;
+4700 and 620 for 128x128."""
+
 SCALE_TILE_BYTES = 512
 WARPGROUP = 128
 
@@ -39,6 +43,7 @@ class Sm90Config:
         splits: CTAs that share the K of one output tile; their partial sums are added in a fixed order.
         split_pair: the CTAs that share a tile (a pair, splits=2, or four) are a cluster, exchange partial sums through
             shared memory, and finish an equal part of its columns each.
+        helped: with split_pair: CTAs that are left over multiply the end of K of several tiles each, in a workspace.
         stream_k: instead of splits: the K of all tiles in one row, cut into equal shares, one per CTA.
         store_passes: laps of its staging ring that a warpgroup makes per tile of D (2 halve the staging memory).
         steps_per_group: wgmma (16 of K each) between two decodes of the register operand: 1, 2 or 4.
@@ -59,6 +64,7 @@ class Sm90Config:
     swap_ab: bool = False
     splits: int = 1
     split_pair: bool = False
+    helped: bool = False
     stream_k: bool = False
     store_passes: int = 1
     steps_per_group: int = 2
@@ -112,7 +118,7 @@ class Sm90Config:
     @property
     def uses_workspace(self) -> bool:
         """Whether partial sums go through global memory."""
-        return self.shares_k and not self.split_pair
+        return self.shares_k and (self.helped or not self.split_pair)
 
     @property
     def cluster_size(self) -> int:
@@ -123,7 +129,7 @@ class Sm90Config:
         """The configuration with the tile that the epilogue of one CTA covers."""
         if not self.split_pair:
             return self
-        return replace(self, tile_n=self.tile_n // self.splits, splits=1, split_pair=False)
+        return replace(self, tile_n=self.tile_n // self.splits, splits=1, split_pair=False, helped=False)
 
     @property
     def exchanged_bytes(self) -> int:
@@ -132,7 +138,7 @@ class Sm90Config:
 
     def partial_slots(self, tiles: int, ctas: int) -> int:
         """Workspace slots for partial sums."""
-        return 2 * ctas if self.stream_k else tiles * self.splits
+        return 2 * ctas if self.stream_k else tiles if self.helped else tiles * self.splits
 
     @property
     def threads(self) -> int:

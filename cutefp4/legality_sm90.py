@@ -77,6 +77,8 @@ def _role_problems(config: Sm90Config, operands: tuple[Sm90Operand, ...]) -> lis
     if config.stream_k and config.splits > 1:
         found.append(f"splits={config.splits} with stream_k; choose one of them")
     found += _split_pair_problems(config) if config.split_pair else []
+    if config.helped and not config.split_pair:
+        found.append("helped needs split_pair: helpers add to tiles that clusters share")
     if registers.total(config) > SM90_REGISTERS:
         found.append(f"the roles take {registers.total(config)} registers of {SM90_REGISTERS}")
     return found

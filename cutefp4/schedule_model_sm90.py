@@ -20,7 +20,14 @@ that are kept, class by class. The small-M kernel is not modelled.
 from __future__ import annotations
 
 from cutefp4.config import K_BLOCK, Sm90Config
-from cutefp4.heuristics.sm90 import PAIR_STORE, GemmShape, direct_clocks, exchange_clocks
+from cutefp4.heuristics.sm90 import (
+    HELPED_CLOCKS,
+    PAIR_STORE,
+    GemmShape,
+    direct_clocks,
+    exchange_clocks,
+    helped_stages,
+)
 from cutefp4.schedule_model import Estimate, Machine, Work, schedule
 
 H200 = Machine(name="H200", sms=132, clock=1.75, products=2048, smem=128, l2=64, hbm=4250.0, latency=1500, launch=2.0)
@@ -65,7 +72,8 @@ def _shared_k_clocks(config: Sm90Config, tiles: int, ctas: int) -> float:
     """What sharing K costs a CTA."""
     if config.stream_k:  # a CTA's share begins and ends inside tiles, and a tile has the partial sums of several
         return exchange_clocks(config, 1 + ctas / tiles, 2)
-    return exchange_clocks(config, config.splits - 1) if config.shares_k else 0.0
+    helped = HELPED_CLOCKS if config.helped else 0.0
+    return exchange_clocks(config, config.splits - 1) + helped if config.shares_k else 0.0
 
 
 def work(config: Sm90Config, shape: GemmShape, out_bytes: int = 2, c_bytes: int = 0, sms: int = H200.sms) -> Work:
@@ -73,7 +81,10 @@ def work(config: Sm90Config, shape: GemmShape, out_bytes: int = 2, c_bytes: int 
     c = config
     rows = (shape.n, shape.m) if c.swap_ab else (shape.m, shape.n)
     tiles = -(-rows[0] // c.tile_m) * -(-rows[1] // c.tile_n) * shape.batch * c.splits
-    stages = -(-shape.k // (c.tile_k * c.splits))
+    stages = -(-shape.k // c.tile_k)
+    if c.helped:
+        stages -= helped_stages(c, tiles // c.splits, stages, sms)
+    stages = -(-stages // c.splits)
     elements = c.tile_m * min(c.tile_n, rows[1])
     per_sm = H200.hbm / (H200.clock * H200.sms)
     crossing = {"bytes": elements * (out_bytes / H200.l2 + c_bytes / per_sm)}

@@ -12,6 +12,8 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Int32
 
+from cutefp4.config import HELPER_K
+
 from .common.device_struct import DeviceStruct
 
 
@@ -106,6 +108,49 @@ class StaticScheduler(DeviceStruct):
         m, n, l = self.raster.coordinates(tile)
         parts, slots = Int32(self.splits), _SplitSlots(self.splits)
         return WorkTile(m, n, l, tile, k_begin, k_end - k_begin, part, parts, slots)
+
+
+class HelpedScheduler(DeviceStruct):
+    """Parts of tiles for clusters of `splits` CTAs, one tile each; the CTAs that are left over help all of them.
+
+    Helper c takes the last `helped` stages of the tiles c, c + helpers, ...; the clusters share the stages before. They
+    come first in the grid (split_helped.py says why). Everybody has as much to do, counting that a helper writes all
+    sums of a tile: in a time in which it could multiply HELPER_K of K.
+    """
+
+    def __init__(self, tiles_m: Int32, tiles_n: Int32, batch: Int32, k_stages: Int32, group: int, shares: tuple):
+        """shares: splits, CTAs that run at once, K of a stage."""
+        self.raster, self.k_stages = _Raster(tiles_m, tiles_n, batch, group), k_stages
+        self.splits, sms, tile_k = shares
+        tiles = self.raster.total()
+        left = cutlass.max(sms - tiles * self.splits, 0)
+        self.helpers = Int32(left - left % self.splits)
+        self.rounds = Int32((tiles + self.helpers - 1) // cutlass.max(self.helpers, 1))
+        spent = self.splits * self.rounds * (HELPER_K // tile_k)
+        helped = cutlass.max(k_stages - spent, 0) // (self.splits * self.rounds + 1)
+        self.helped = Int32(cutlass.select_(self.helpers > 0, helped, Int32(0)))
+
+    def ctas(self) -> Int32:
+        """CTAs to launch."""
+        return self.helpers + self.raster.total() * self.splits
+
+    def total(self) -> Int32:
+        """Number of work indices: every CTA gets as many as a helper."""
+        return self.ctas() * cutlass.max(self.rounds, 1)
+
+    def work(self, index: Int32) -> WorkTile:
+        """Work number index // ctas of CTA index % ctas; `part` is `splits` for a helper."""
+        cta, turn = index % self.ctas(), index // self.ctas()
+        helps, shared = cta < self.helpers, self.k_stages - self.helped
+        position = cta - self.helpers
+        part = cutlass.select_(helps, Int32(self.splits), position % self.splits)
+        tile = cutlass.select_(helps, cta + turn * self.helpers, position // self.splits)
+        k_begin = cutlass.select_(helps, shared, (shared * part) // self.splits)
+        k_end = cutlass.select_(helps, self.k_stages, (shared * (part + 1)) // self.splits)
+        idle = cutlass.select_(helps, tile >= self.raster.total(), turn > 0)
+        m, n, l = self.raster.coordinates(cutlass.min(tile, self.raster.total() - 1))
+        parts, count = Int32(self.splits), cutlass.select_(idle, Int32(0), k_end - k_begin)
+        return WorkTile(m, n, l, tile, k_begin, count, part, parts, _SplitSlots(1))
 
 
 class _StreamSlots(DeviceStruct):

@@ -37,6 +37,7 @@ W4A4 = (Sm90Operand(256), Sm90Operand(128))
         ({"split_pair": True, "splits": 2, "tile_n": 16, "swap_ab": True}, "into 2: not into multiples of 16 columns"),
         ({"split_pair": True, "splits": 4, "tile_n": 160, "decode_groups": 0, "swap_ab": True}, "tile_n=160 into 4"),
         ({"split_pair": True, "splits": 2, "tile_n": 64, "mma_stages": 3}, "32768 bytes .* the MMA ring's 24576"),
+        ({"helped": True}, "helped needs split_pair"),
         ({"tile_n": 144, "decode_groups": 0, "cluster": 2, "swap_ab": True}, "slices multiples of 64 rows"),
         ({"tile_n": 144, "decode_groups": 0}, "tile_n=144 neither divides 128"),
         ({"tile_n": 192}, "tile_n=192 neither divides 128"),
@@ -120,7 +121,14 @@ def test_staging_is_not_worth_it_for_few_rows_of_the_other_operand():
 
 def test_every_field_of_a_configuration_is_part_of_the_key():
     plan = Sm90GemmPlan("sm_90a", Sm90Config(), default_epilogue(1.0))
-    changes = {"decode_to": "bfloat16", "swap_ab": True, "stream_k": True, "staged": True, "split_pair": True}
+    changes = {
+        "decode_to": "bfloat16",
+        "swap_ab": True,
+        "stream_k": True,
+        "staged": True,
+        "split_pair": True,
+        "helped": True,
+    }
     for f in fields(Sm90Config):
         value = changes.get(f.name, getattr(plan.config, f.name) + 1 if f.name not in changes else None)
         assert replace(plan, config=replace(plan.config, **{f.name: value})).key != plan.key, f.name

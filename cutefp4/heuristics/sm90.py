@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from cutefp4.budget_sm90 import with_most_stages
-from cutefp4.config import K_BLOCK, Sm90Config, Sm90Operand, operand_tiles
+from cutefp4.config import HELPER_K, K_BLOCK, Sm90Config, Sm90Operand, operand_tiles
 from cutefp4.legality_sm90 import sm90_problems
 
 SMS = 132
@@ -111,11 +111,16 @@ SMALL = (
 )
 """Weights in registers, 16 to 128 rows of activations; the fewest that cover M waste the least."""
 
-PRODUCTS = ((128, 1.36), (192, 1.17), (256, 1.11))
-"""By tile_m * tile_n / 128, and between these in proportion. Measured: 650 to 700 clocks per 64 of K for 128x128, 1110
-to 1150 for 128x256; the tensor core alone would take 512 and 1024."""
-ISSUE_M = {2: 4.1, 4: 3.3}
-"""Per row of the register operand, by consumer warpgroups. Measured: 530 clocks for 128x64, 830 for 256x64 (4)."""
+PRODUCTS = ((128, 1.26), (160, 1.17), (192, 1.14), (256, 1.11))
+"""By tile_m * tile_n / 128, and between these in proportion. Measured: 645 clocks per 64 of K for 128x128, 740 for
+128x160, 945 for 128x208, 1040 to 1150 for 128x256; the tensor core alone would take 512, 640, 832 and 1024."""
+ISSUE_M = {2: 3.6, 4: 3.3}
+"""Per row of the register operand, by consumer warpgroups. Measured: 455 clocks for 128x64, 830 for 256x64 (4)."""
+BEGIN_STAGE, BEGIN_STAGE_NATURAL = 72.0, 190.0
+"""Clocks that a load stage takes to begin, where tiles are narrow: with four blocks of K instead of two 31.6 and 32.2
+us at (128, 8192, 8192), beside bf16 35.7 and 37.3; 128x144 30.7 and 31.5 at (257, 7000, 4096), 128x160 22.7 and 22.4 at
+(129, 7000, 4096), 128x256 50.7 and 50.4 at (256, 8192, 8192)."""
+LONG_WIDTH = 144
 DECODED_M, DECODED_N, DECODED_LEAST = 2.5, 5.5, 3.6
 """Beside decode warps: per row of both operands, and at least this per row of the register operand. Measured: 860 to
 1110 clocks for 256x16, 1000 for 256x64, 1030 for 128x128, 1360 for 256x128."""
@@ -134,6 +139,19 @@ WRITE_BYTES_PER_CLOCK, READ_BYTES_PER_CLOCK, ARRIVAL_CLOCKS = 36.0, 42.0, 2900.0
 """Partial sums, of one SM: to the L2 cache, back, and counting in (1.6 us: the writes must have arrived). From clocks
 read inside the kernel: 128x256 shared by two CTAs at (256, 8192, 8192): 2.3 us writing, 1.5 counting, 1.8 reading;
 128x128 by four at (128, 4096, 4096): 0.9, 1.7 and 2.4."""
+
+SENT_BYTES_PER_CLOCK, SENT_CLOCKS = 20.0, 1800.0
+"""Partial sums that a CTA of a cluster sends through shared memory. Fitted; against an exchange of the same halves
+through the L2 cache: 22.8 and 23.3 us at (128, 4096, 4096), 65.8 and 66.5 at (256, 8192, 8192), 44.2 and 44.2 at (128,
+8192, 8192), the GPU held at its base clock."""
+
+CLUSTERS_AT_ONCE = {2: 66, 4: 30}
+"""Of 132 SMs, by size of the cluster, one CTA an SM (cuOccupancyMaxActiveClusters)."""
+
+HELPED_CLOCKS = 4000.0
+"""Reading what a helper wrote, and waiting for it. Helped pairs, and the best without: (256, 7168, 16384) 88.4 us and
+91.8, (128, 7168, 16384) 49.3 and 54.3, (64, 7168, 16384) 40.6 and 44.6; beside bf16 90.5 and 92.1, 58.9 and 64.2, 49.1
+and 52.9. cuBLAS takes 88.1, 75.7 and 71.2."""
 
 PAIR_STORE = 0.6
 """Of a tile's time, where each CTA of a pair finishes half of it. Measured, pairs and the last one finishing: 51.2 and
@@ -176,7 +194,9 @@ def _block_clocks(config: Sm90Config, rows_n: int) -> float:
         issue = max(DECODED_LEAST * config.tile_m, DECODED_M * config.tile_m + DECODED_N * config.tile_n)
         return max(products, issue, K_BLOCK * memory)
     memory = max(packed / HBM_BYTES_PER_CLOCK, (packed + 2.0 * used_n / config.cluster) / L2_BYTES_PER_CLOCK)
-    return max(products * _products_factor(area / 128), direct_clocks(config), K_BLOCK * memory)
+    begin = BEGIN_STAGE_NATURAL if config.natural_order else BEGIN_STAGE
+    saved = begin * (0.5 - 1 / config.k_blocks) if area <= 128 * LONG_WIDTH else 0.0
+    return max(max(products * _products_factor(area / 128), direct_clocks(config)) - saved, K_BLOCK * memory)
 
 
 def _products_factor(area: float) -> float:
@@ -195,15 +215,18 @@ def direct_clocks(config: Sm90Config) -> float:
 
 
 def exchange_clocks(config: Sm90Config, others: float, segments: int = 1) -> float:
-    """A CTA writes its partial sums of some tiles, and the last one of a tile reads those of the others."""
-    partial = 4.0 * config.tile_m * config.finished_tile().tile_n
+    """A CTA writes its partial sums of some tiles, and the last one of a tile reads those of the others; or it sends
+    to every CTA of a cluster what that one finishes."""
+    if config.split_pair:
+        return SENT_CLOCKS + config.exchanged_bytes / SENT_BYTES_PER_CLOCK
+    partial = 4.0 * config.tile_m * config.tile_n
     return segments * (partial / WRITE_BYTES_PER_CLOCK + ARRIVAL_CLOCKS) + others * partial / READ_BYTES_PER_CLOCK
 
 
 def estimate(config: Sm90Config, shape: GemmShape, sms: int = SMS) -> float:
     """Clocks of a GEMM, without the launch."""
     rows_n = shape.m if config.swap_ab else shape.n
-    units, slots = _tiles(config, shape), max(1, sms // config.cluster)
+    units, slots = _tiles(config, shape), max(1, _at_once(config, sms) // config.cluster)
     block, stages = config.k_blocks * _block_clocks(config, rows_n), -(-shape.k // config.tile_k)
     before = _staging_clocks(shape, rows_n) if config.staged else 0.0
     moved = config.tile_m * config.tile_n * (shape.staged_store + shape.staged_tile)
@@ -218,7 +241,26 @@ def estimate(config: Sm90Config, shape: GemmShape, sms: int = SMS) -> float:
         per_tile *= PAIR_STORE
     waves, share = -(-units * config.splits // slots), -(-stages // config.splits)
     exchange = exchange_clocks(config, config.splits - 1) if config.splits > 1 else 0.0
+    if config.helped:
+        share = -(-(stages - helped_stages(config, units, stages, _at_once(config, sms))) // config.splits)
+        exchange += HELPED_CLOCKS
     return before + waves * (share * block + per_tile + exchange)
+
+
+def helped_stages(config: Sm90Config, tiles: int, stages: int, ctas: int) -> int:
+    """Stages of each tile that helpers take: what `HelpedScheduler` computes, as it does."""
+    left = max(ctas - tiles * config.splits, 0)
+    helpers = left - left % config.splits
+    if not helpers:
+        return 0
+    rounds = -(-tiles // helpers)
+    return max(stages - config.splits * rounds * (HELPER_K // config.tile_k), 0) // (config.splits * rounds + 1)
+
+
+def _at_once(config: Sm90Config, sms: int) -> int:
+    """CTAs that run side by side."""
+    size = config.cluster_size
+    return sms if size == 1 else size * (sms * CLUSTERS_AT_ONCE[size] // SMS)
 
 
 def candidates(shape: GemmShape, batch_invariant: bool = False, sms: int = SMS) -> list[Sm90Config]:
@@ -255,24 +297,30 @@ def _with_passes(base: Sm90Config, shape: GemmShape) -> Sm90Config | None:
 def _bases(shape: GemmShape, batch_invariant: bool) -> list[Sm90Config]:
     """Tiles worth comparing, before their stages are counted."""
     a4 = shape.activations == "nvfp4"
-    sixteen_bits = [replace(c, staged=a4) for c in (*PAIRS, SQUARE)]
-    narrow = [replace(c, staged=a4, swap_ab=True) for c in NARROW if c.tile_n < 2 * shape.m]
-    wide = sixteen_bits[:]
-    if shape.staged_tile == 4 and shape.k > 1024:
-        wide.append(replace(THREE, staged=a4))
-    swapped = [replace(c, swap_ab=True) for c in sixteen_bits]
-    swapped += [replace(THREE, staged=a4, swap_ab=True, tile_n=width) for width in _widths(shape.m)]
-    long = replace(LONG, swap_ab=True)
-    if not a4 and shape.staged_store == 2 and shape.k % long.tile_k == 0 and _tiles(long, shape) > STREAM_TILES // 2:
-        swapped = [long, *swapped]
+    wide = [replace(c, staged=a4) for c in (*PAIRS, SQUARE)]
     if shape.halves_columns:
-        bases = [*sixteen_bits, DECODED]
+        bases = [*wide, DECODED]
     elif batch_invariant:
         bases = [replace(WIDE, swap_ab=True, staged=a4)]
     else:
+        wide += [replace(THREE, staged=a4)] if shape.staged_tile == 4 and shape.k > 1024 else []
         small = [c for c in SMALL if c.tile_n == 16 or c.tile_n < 2 * shape.m]
-        bases = [*wide, *swapped, *narrow, *small, DECODED] if a4 else [*swapped, *(direct(c) for c in small)]
+        swapped = _swapped(shape)
+        bases = [*wide, *swapped, *small, DECODED] if a4 else [*swapped, *(direct(c) for c in small)]
     return [replace(base, decode_to="float16" if a4 else shape.activations) for base in bases]
+
+
+def _swapped(shape: GemmShape) -> list[Sm90Config]:
+    """Of these, the tiles with the weight in registers and 16 bits beside it; longer stages first: they win a tie."""
+    a4 = shape.activations == "nvfp4"
+    narrow = [c for c in NARROW if c.tile_n < 2 * shape.m and (a4 or c.consumer_groups == 2)]
+    found = [*PAIRS, SQUARE, *(replace(THREE, tile_n=width) for width in _widths(shape.m)), *narrow]
+    if shape.k % (4 * K_BLOCK) == 0:
+        narrow = [c for c in found if c.tile_n <= LONG_WIDTH and c.consumer_groups == 2]
+        found = [*(replace(c, k_blocks=4) for c in narrow), *found]
+        if not a4 and shape.staged_store == 2 and _tiles(replace(LONG, swap_ab=True), shape) > STREAM_TILES // 2:
+            found = [LONG, *found]
+    return [replace(c, staged=a4, swap_ab=True) for c in found]
 
 
 def _widths(m: int) -> list[int]:
@@ -290,11 +338,18 @@ def _sharing_k(config: Sm90Config, shape: GemmShape, sms: int) -> list[Sm90Confi
     found = [replace(config, stream_k=True)] if tiles * max(area, 128) <= STREAM_TILES * 128 else []
     if splits > 1:
         found.append(replace(config, splits=splits))
-    if splits == 2:
-        # Half of D is staged, in as much memory.
-        pair = replace(config, splits=2, split_pair=True, store_passes=max(1, config.store_passes // 2))
+    for part in (2, 4):
+        # A part of D is staged, in as much memory.
+        passes = max(1, config.store_passes // part)
+        pair = replace(config, splits=part, split_pair=True, store_passes=passes)
+        if config.cluster > 1 or part > splits or tiles * part > _at_once(pair, sms):
+            continue
         pair = with_most_stages(pair, *shape.operands(pair), shape.staged_store)
-        found += [] if sm90_problems(pair, *shape.operands(pair), shape.staged_store) else [pair]
+        if sm90_problems(pair, *shape.operands(pair), shape.staged_store):
+            continue
+        found.append(pair)
+        if helped_stages(pair, tiles, -(-shape.k // pair.tile_k), _at_once(pair, sms)):
+            found.append(replace(pair, helped=True))
     return found
 
 

@@ -17,8 +17,7 @@ Why staged: decoding 256 + 128 rows for every 256x128 tile left the tensor core 
 Warp roles, one CTA per SM:
 
     decode_groups warpgroups     write the shared operand (tile_n rows) to smem in wgmma's layout     decode.py
-    consumer_groups warpgroups   decode the register operand and issue wgmma, then the epilogue       mma.py,
-    ../epilogue
+    consumer_groups warpgroups   decode the register operand and issue wgmma, then the epilogue       consumer.py
     the last warp(group)         a warp issues TMA loads of packed rows, one those of 16-bit rows,    loader.py
                                  two copy compact scales
 
@@ -48,23 +47,23 @@ from cutefp4.gemm_plan import Sm90GemmPlan
 from ..common.barriers import Ring, RingSpec
 from ..epilogue import tile as tile_epilogue
 from ..epilogue.split_cluster import SplitCluster
+from ..epilogue.split_helped import HelpedSums
 from ..epilogue.staged_store import matrix_tma
-from ..scheduler import ClusterScheduler, StaticScheduler, StreamKScheduler, first_and_step
+from ..scheduler import ClusterScheduler, HelpedScheduler, StaticScheduler, StreamKScheduler
 from .arguments import fake_arguments
-from .decode import NaturalOrderReader, RegisterOperandReader, SharedOperandDecoder, decode_role
+from .consumer import consumer_role
+from .decode import SharedOperandDecoder, decode_role
 from .loader import (
     SCALE_WARPS,
     CompactScaleLoader,
     PackedLoader,
     SharedLoader,
     compact_scale_role,
-    decoded_layout,
     load_role,
     packed_tma,
     shared_load_role,
     shared_tma,
 )
-from .mma import WarpgroupMma, mainloop
 from .number_format import FORMATS
 from .smem_layout import allocate, stage_bytes
 from .stage_operand import OperandStager
@@ -135,6 +134,9 @@ class Sm90Gemm:
         clusters = sms // config.cluster
         if cutlass.const_expr(config.stream_k):
             scheduler = StreamKScheduler(tiles_m, tiles_n, l, k_stages, config.raster_group, clusters)
+        elif cutlass.const_expr(config.helped):
+            shares = config.splits, clusters, config.tile_k
+            scheduler = HelpedScheduler(tiles_m, tiles_n, l, k_stages, config.raster_group, shares)
         else:
             scheduler = StaticScheduler(tiles_m, tiles_n, l, k_stages, config.raster_group, config.splits)
         tiled_mma = cute.make_tiled_mma(
@@ -147,10 +149,13 @@ class Sm90Gemm:
                 OperandMajorMode.K,
             )
         )
-        ctas = scheduler.ctas(clusters) * config.cluster
-        if cutlass.const_expr(config.split_pair):
-            # The MMA ring ends as the buffer of the exchange: one work tile a CTA, however many there are.
+        # In a cluster that shares K the MMA ring ends as the buffer of the exchange: one work tile a CTA.
+        if cutlass.const_expr(config.helped):
+            ctas = scheduler.ctas()
+        elif cutlass.const_expr(config.split_pair):
             ctas = scheduler.total()
+        else:
+            ctas = scheduler.ctas(clusters) * config.cluster
         compact_tensors = tuple(scales for _, scales in compact)
         self.compact_sides = tuple(side for side, _ in compact)
         self.kernel(
@@ -252,10 +257,16 @@ class Sm90Gemm:
         epilogue = tile_epilogue.bind(
             self.epilogue, self.finished, tensors, sizes, storage, tma_d, consumer, thread % 128
         )
-        rings, cluster_sum = (load_ring, mma_ring), ()
+        cluster_sum = helped_sum = ()
         if self.config.split_pair:
             cluster_sum = SplitCluster(storage, self.config, consumer, thread % 128)
-        self.consumer_role(scheduler, rings, storage, tiled_mma, (epilogue, cluster_sum), consumer, thread % 128)
+        if self.config.helped:
+            workspace = tensors["partials"], tensors["counters"]
+            helped_sum = HelpedSums(*workspace, storage.flags, self.config, consumer, thread % 128)
+        endings, parts = (epilogue, cluster_sum, helped_sum), ((load_ring, mma_ring), storage, tiled_mma)
+        consumer_role(scheduler, parts, endings, (self.config, self.format, self.size), consumer, thread % 128)
+        if cutlass.const_expr(self.plan.staged_store() > 0):
+            epilogue.staged.drain()
 
     def compact_loaders(self, tensors: tuple, storage, thread: Int32) -> list:
         """(side, loader) of the operands with compact scales."""
@@ -267,39 +278,6 @@ class Sm90Gemm:
             (side, CompactScaleLoader(tensor, *sides[side], self.config, thread))
             for side, tensor in zip(self.compact_sides, tensors, strict=True)
         ]
-
-    @cute.jit
-    def consumer_role(self, scheduler, rings, storage, tiled_mma, endings, consumer: Int32, thread: Int32):
-        """Mainloop and epilogue of one consumer warpgroup for every work tile of this CTA."""
-        config, (epilogue, cluster_sum) = self.config, endings
-        layout = decoded_layout(config, self.format.dtype)
-        pointer = cute.recast_ptr(storage.decoded_n, layout.inner, dtype=self.format.dtype)
-        mma = WarpgroupMma(tiled_mma, cute.make_tensor(pointer, layout.outer), config)
-        kind = NaturalOrderReader if config.natural_order else RegisterOperandReader
-        reader = kind(config, storage, consumer * (64 * config.m_atoms), thread)
-        states = rings[0].consumer_state(), rings[1].consumer_state()
-        first, step = first_and_step(config.cluster)
-        if cutlass.const_expr(config.split_pair):
-            work = scheduler.work(first)
-            part = cluster_sum.part_of(work)
-            prefetched = epilogue.prefetch(part)
-            if part.k_count == 0:
-                epilogue.load_c(part)
-            mainloop(work, mma, reader, rings, states, self.size, thread % 32, (epilogue, part))
-            epilogue.store_tile(part, cluster_sum.exchange(work, mma.acc), prefetched, Int32(0))
-        else:
-            tiles = Int32(0)
-            for index in cutlass.range(first, scheduler.total(), step, unroll=1):
-                work = scheduler.work(index)
-                prefetched = epilogue.prefetch(work)
-                states = mainloop(work, mma, reader, rings, states, self.size, thread % 32, (epilogue, work))
-                if cutlass.const_expr(config.stream_k):
-                    if work.k_count > 0:
-                        tiles = epilogue.store_tile(work, mma.acc, prefetched, tiles)
-                else:
-                    tiles = epilogue.store_tile(work, mma.acc, prefetched, tiles)
-        if cutlass.const_expr(self.plan.staged_store() > 0):
-            epilogue.staged.drain()
 
 
 def build(plan: Sm90GemmPlan):

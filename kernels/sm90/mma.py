@@ -82,9 +82,8 @@ def mainloop(
 ):
     """Accumulate one work tile; returns the advanced (load, mma) ring positions.
 
-    meanwhile: the epilogue, and the tile that it finishes, for which it loads C.
+    meanwhile: the epilogue, and the tile that it finishes, for which it loads C; or ().
     """
-    epilogue, finished = meanwhile
     load_ring, mma_ring = rings
     load_state, mma_state = states
     config = mma.config
@@ -144,7 +143,8 @@ def mainloop(
                 cute.arch.sync_warp()
                 if lane == 0:
                     load_ring.arrive_empty(stage)
-        epilogue.during(finished, k)
+        if cutlass.const_expr(len(meanwhile) > 0):
+            meanwhile[0].during(meanwhile[1], k)
     warpgroup.wait_group(0)
     for back in cutlass.range_constexpr(in_flight, 0, -1):
         if work.k_count * mma_stages_per_load >= back:

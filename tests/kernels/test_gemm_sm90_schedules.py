@@ -22,6 +22,7 @@ SHARED_K = {
     "staged_pair": replace(sm90.SQUARE, swap_ab=True, staged=True, splits=2, split_pair=True),
     "wide_pair": replace(sm90.WIDE, staged=True, splits=2, split_pair=True, store_passes=1),
     "four": replace(sm90.SQUARE, swap_ab=True, staged=True, splits=4, split_pair=True),
+    "helped": replace(sm90.SMALL[4], splits=2, split_pair=True, helped=True),
     "odd_pair": replace(sm90.THREE, tile_n=160, swap_ab=True, staged=True, splits=2, split_pair=True),
     "staged_stream_pairs": replace(sm90.PAIRS[0], swap_ab=True, staged=True, stream_k=True),
 }
@@ -40,6 +41,25 @@ def test_shared_k_repeats_bit_for_bit_and_leaves_counters_at_zero(device, name, 
     assert_same_bits(first, second)
     if SHARED_K[name].uses_workspace:
         assert not buffers[1].any()
+
+
+HELPED = replace(sm90.NARROW[0], swap_ab=True, staged=True, splits=2, split_pair=True, helped=True)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("seed", [None, 11])
+@pytest.mark.parametrize(("rows", "k", "ctas"), [(304, 2816, 8), (200, 2000, 7)])
+def test_helpers_take_the_end_of_k_of_every_tile(device, seed, rows, k, ctas):
+    # Three tiles by pairs and two helpers, one of which has two tiles; two tiles, two helpers, K that ends in a stage.
+    k = k // 64 * 64
+    tiles, stages = -(-rows // 128), -(-k // 128)
+    assert sm90.helped_stages(replace(HELPED, k_blocks=2), tiles, stages, ctas) == {304: 1, 200: 2}[rows]
+    a, b = operand(9, k, 8, device=device), operand(rows, k, 9, device=device)
+    with running_on(device, seed=seed, sms=ctas):
+        (first, second), buffers = run_config(HELPED, a, b, ctas)
+    assert_same_bits(first, expect(a, b))
+    assert_same_bits(first, second)
+    assert not buffers[1].any() and not buffers[0][:tiles].isnan().any()
 
 
 LARGE = {
