@@ -22,6 +22,8 @@ from cutefp4.recipe import QuantRecipe
 from cutefp4.scale_layout import TILE_COLS, round_up
 
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+COPY_BYTES = 16
+"""Bytes of a copy from global to shared memory by a thread."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ class CastRowsPlan(Plan):
             their amax is to be found).
         swiglu: "none", or how gate and up lie in the (M, 2N) input: "halves", or columns per chunk, a multiple of 8.
         deinterleave: "none", or columns per chunk of gate and up in the (M, N) input, which is cast gate first.
+        ahead: a thread copies its share of its next row to shared memory while it works on this one; for loads of
+            COPY_BYTES, without `looped` and `swiglu`.
     """
 
     builder: ClassVar[str] = "cutefp4.kernels.quantize.cast_rows:build"
@@ -97,6 +101,12 @@ class CastRowsPlan(Plan):
     swiglu: str = "none"
     deinterleave: str = "none"
     partials: bool = False
+    ahead: bool = False
+
+    @property
+    def ahead_bytes(self) -> int:
+        """Shared memory for what the threads copy ahead."""
+        return self.threads * self.blocks_per_thread * BLOCK * BYTES[self.dtype]
 
     @property
     def ctas_per_sm(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from cutefp4 import compile as kernel_cache
@@ -9,19 +11,33 @@ from cutefp4.format import BLOCK
 from cutefp4.launch import Operator, arch_of, sm_count
 from cutefp4.ops_quantize.amax import are_partial
 from cutefp4.ops_quantize.launches import DTYPES, gated_width, no_map, no_random, recipe_of, remembered, unused, width
-from cutefp4.quant_plan import BYTES, BlockMath, CastRowsPlan, CastTilesPlan, row_shape
+from cutefp4.quant_plan import BYTES, COPY_BYTES, BlockMath, CastRowsPlan, CastTilesPlan, row_shape
 from cutefp4.recipe import QuantRecipe
+
+_MOST_AHEAD = 40 << 10
+"""Bytes of shared memory for what a CTA copies ahead; two of them fit an SM with room for others' input in L1."""
 
 
 def _most_blocks(recipe: QuantRecipe, swiglu: str) -> int | None:
     """Blocks a thread, None for as many as there may be."""
+    if recipe.four_over_six != "none" and swiglu == "none":
+        # (16384, 6144): 2, 3 and 4 blocks take 110, 104 and 127 us (fast), 113, 112 and 108 (strict) with the tensor's
+        # amax; 2 and 3 take 120 and 108 us (fast), 125 and 114 (strict) where the row's amax is found. Copied ahead
+        # (kernels/quantize/rows_ahead.py), 3 take 99 and 104 us with the tensor's.
+        return 3
     if recipe.four_over_six != "none":
-        # Where the row's amax is found, more take 123 registers (fast) or spill (strict). With the tensor's, 2, 3 and 4
-        # blocks take 106, 104 and 113 us (fast), 132, 133 and 128 (strict) on (16384, 6144).
         return 2 if recipe.scaling == "token" else 3 if recipe.four_over_six_error == "fast" else None
     # (16384, 2 * 6144): 3 against 4 blocks take 1.055 against 1.084 times a copy for 8 and 16 columns a chunk, 1.113
     # against 1.104 for 32, 1.132 against 1.079 for halves.
     return 3 if swiglu in ("8", "16") else None
+
+
+def _copies_ahead(plan: CastRowsPlan) -> bool:
+    """Whether the next row is copied to shared memory ahead, which the casts gain from that need many registers or read
+    in pieces. (Plain ones on (16384, 6144): 73.2 us with it and without.)"""
+    serves = plan.vector_bytes == COPY_BYTES and not plan.looped and plan.swiglu == "none" and not plan.partials
+    gains = plan.math.four_over_six != "none" or plan.deinterleave != "none"
+    return plan.arch == "sm_90a" and serves and gains and plan.ahead_bytes <= _MOST_AHEAD
 
 
 def _rows_plan(text: str, dtype, n: int, vector: int, amax_given: bool, sources: tuple, partials: bool, device):
@@ -37,9 +53,9 @@ def _rows_plan(text: str, dtype, n: int, vector: int, amax_given: bool, sources:
         swiglu=sources[0],
         deinterleave=sources[1],
         partials=partials,
-        **row_shape(n, BYTES[name], _most_blocks(recipe, sources[0])),
+        **row_shape(n, BYTES[name], 3 if sources[1] != "none" else _most_blocks(recipe, sources[0])),
     )
-    return plan, sm_count(device) * (2048 // plan.threads)
+    return replace(plan, ahead=_copies_ahead(plan)), sm_count(device) * (2048 // plan.threads)
 
 
 def _cast_rows(

@@ -8,7 +8,8 @@ codes and one scale byte. CTAs walk over the rows with the stride of the grid.
 
 Token scaling finds the row's amax in the registers that are encoded afterwards: lanes combine by REDUX or shuffles,
 warps through shared memory (two sets of slots in turn, so that one barrier per row suffices). Rows that do not fit
-are walked in chunks, twice if their amax is to be found.
+are walked in chunks, twice if their amax is to be found. With `ahead`, a thread's next row is copied to shared memory
+while it works on this one (rows_ahead.py), and blocks are read one by one as they are encoded.
 
 Tiled scales: rows are padded to 128 and columns to 4, and the padding is written as zeros by the threads that would own
 these blocks.
@@ -21,6 +22,7 @@ float32, (1,) or (M,), read or written, or partial amaxes (amax_partials.py); ra
 are the seed and offset (unused if rounding is nearest); ctas.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import cuda.bindings.driver as cuda
@@ -32,7 +34,7 @@ from cutefp4.kernels.common.philox import key_schedule, philox
 from cutefp4.kernels.common.scale_layout import column_offset, row_offset
 from cutefp4.kernels.quantize.amax_partials import collect
 from cutefp4.kernels.quantize.block_encode import Encoded, encode_block, encode_usual_block, make_outer
-from cutefp4.kernels.quantize.gate_up import load_deinterleaved
+from cutefp4.kernels.quantize.gate_up import deinterleaved_pieces
 from cutefp4.kernels.quantize.grid_encode import encode_row_on_grid
 from cutefp4.kernels.quantize.input_block import (
     BYTES,
@@ -42,6 +44,7 @@ from cutefp4.kernels.quantize.input_block import (
     positive_nans,
     unpack_row,
 )
+from cutefp4.kernels.quantize.rows_ahead import Ahead, Piece, wait_for_copies
 from cutefp4.kernels.quantize.swiglu import load_gated
 from cutlass import Float32, Int32, Int64, Uint32
 from cutlass.cute.runtime import make_fake_stream, make_fake_tensor
@@ -98,9 +101,30 @@ def load_input(plan: CastRowsPlan, io: RowsIo, row: Int32, b: Int32) -> list[Uin
     base, valid = io.x + Int64(row) * io.x_stride, (row < io.m) & (b < io.blocks)
     if plan.swiglu != "none":
         return load_gated(base, b, io.blocks * 16, valid, plan.dtype, plan.swiglu, plan.vector_bytes)
+    pieces = input_pieces(plan, io, row, b)
+    return [w for at, count in pieces for w in load_block(at, valid, plan.dtype, plan.vector_bytes, count=count)]
+
+
+def input_pieces(plan: CastRowsPlan, io: RowsIo, row: Int32, b: Int32) -> list[Piece]:
+    """Where block b of a row lies."""
+    base = io.x + Int64(row) * io.x_stride
     if plan.deinterleave != "none":
-        return load_deinterleaved(base, b, io.blocks, valid, plan.dtype, plan.deinterleave, plan.vector_bytes)
-    return load_block(base + Int64(b) * Int64(16 * BYTES[plan.dtype]), valid, plan.dtype, plan.vector_bytes)
+        return deinterleaved_pieces(base, b, io.blocks, plan.dtype, plan.deinterleave)
+    return [(base + Int64(b) * Int64(16 * BYTES[plan.dtype]), 16)]
+
+
+def copy_ahead(plan: CastRowsPlan, io: RowsIo, ahead: Ahead, row: Int32, j: int) -> None:
+    """Begin to copy this thread's block j of a row."""
+    b = block_of(plan, io, Int32(0), j)
+    ahead.copy_block(j, input_pieces(plan, io, row, b), (row < io.m) & (b < io.blocks), plan.dtype)
+
+
+def take_blocks(plan: CastRowsPlan, io: RowsIo, ahead: Ahead, following: Int32):
+    """This thread's blocks of a row one by one, as they are needed; the copy of `following`'s replaces each."""
+    for j in range(plan.blocks_per_thread):
+        words = ahead.block(j, plan.dtype)
+        copy_ahead(plan, io, ahead, following, j)
+        yield words
 
 
 def load_chunk(plan: CastRowsPlan, io: RowsIo, row: Int32, first: Int32) -> list:
@@ -146,7 +170,7 @@ def encode_carefully(
 
 
 def encode_chunk(
-    plan, io: RowsIo, loaded: list, row: Int32, first: Int32, outer, computed: bool, on_grid: bool
+    plan, io: RowsIo, loaded: Iterable, row: Int32, first: Int32, outer, computed: bool, on_grid: bool
 ) -> None:
     """Encode and store this thread's blocks.
 
@@ -212,11 +236,19 @@ def build(plan: CastRowsPlan):
         first_row = cute.arch.block_idx()[0] * rows_per_cta
         step = cute.arch.grid_dim()[0] * rows_per_cta
         parity = Int32(0)
+        ahead = None
+        if cutlass.const_expr(plan.ahead):
+            ahead = Ahead.allocate(plan.ahead_bytes, threads, tid)
+            for j in cutlass.range_constexpr(plan.blocks_per_thread):
+                copy_ahead(plan, io, ahead, first_row + tid // plan.threads_per_row, j)
         for row0 in cutlass.range(first_row, io.padded_rows, step):
             row = row0 + tid // plan.threads_per_row
             outer = tensor_outer
             loaded = None
-            if cutlass.const_expr(not plan.looped):
+            if cutlass.const_expr(plan.ahead):
+                wait_for_copies()
+                loaded = [ahead.block(j, plan.dtype) for j in range(plan.blocks_per_thread)] if find_amax else None
+            elif cutlass.const_expr(not plan.looped):
                 loaded = load_chunk(plan, io, row, Int32(0))
             if cutlass.const_expr(find_amax):
                 top = Float32(0.0)
@@ -232,6 +264,8 @@ def build(plan: CastRowsPlan):
             elif cutlass.const_expr(plan.scaling == "token"):
                 given = ptx.load_words(io.amax + Int64(row) * Int64(4), 1, row < io.m)[0]
                 outer = make_outer(ptx.from_bits(given), math)
+            if cutlass.const_expr(plan.ahead):
+                loaded = take_blocks(plan, io, ahead, row + step)
             if cutlass.const_expr(not plan.looped):
                 encode_chunk(plan, io, loaded, row, Int32(0), outer, computed, on_grid)
             else:

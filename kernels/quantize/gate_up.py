@@ -8,8 +8,8 @@ together: 16 columns if n is a multiple of 16, else 8.
 """
 
 from cutefp4.kernels.common import ptx
-from cutefp4.kernels.quantize.input_block import BYTES, load_block
-from cutlass import Boolean, Int32, Int64, Uint32
+from cutefp4.kernels.quantize.input_block import BYTES
+from cutlass import Int32, Int64, Uint32
 
 
 def piece_columns(layout: str) -> int:
@@ -31,22 +31,18 @@ def up_distance(width: Int32, layout: str) -> Int32:
     return width if layout == "halves" else Int32(int(layout))
 
 
-def load_deinterleaved(
-    row: Int64, block: Int32, blocks: Int32, valid: Boolean, dtype: str, layout: str, vector_bytes: int
-) -> list[Uint32]:
-    """Words of block `block` of a row of the de-interleaved matrix.
+def deinterleaved_pieces(row: Int64, block: Int32, blocks: Int32, dtype: str, layout: str) -> list[tuple[Int64, int]]:
+    """Where block `block` of a row of the de-interleaved matrix is read: addresses and numbers of columns.
 
     Args:
         row: address of the row of x.
         blocks: of that row, 2I / 16; odd if the middle block holds 8 gate and 8 up columns.
         layout: the granularity.
-        vector_bytes: at most the bytes of 8 elements.
     """
-    words, width, piece = [], blocks * 8, piece_columns(layout)
+    pieces, width, piece = [], blocks * 8, piece_columns(layout)
     for first in range(0, 16, piece):
         j = block * 16 + Int32(first)
         # Column j - I of up: n divides I, so that j % n is the same for both.
         shift = ptx.select(j >= width, Uint32(Int32(int(layout)) - 2 * width), Uint32(0))
-        where = row + Int64(gate_column(j, layout) + Int32(shift)) * Int64(BYTES[dtype])
-        words += load_block(where, valid, dtype, vector_bytes, count=piece)
-    return words
+        pieces.append((row + Int64(gate_column(j, layout) + Int32(shift)) * Int64(BYTES[dtype]), piece))
+    return pieces

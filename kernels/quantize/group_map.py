@@ -108,6 +108,7 @@ def build(plan: GroupMapPlan):
 
     @cute.kernel
     def group_map_kernel(offs: cute.Tensor, places: cute.Tensor, amaxes: cute.Tensor):
+        cute.arch.griddepcontrol_launch_dependents()
         place = cute.arch.block_idx()[0] * WARPS + cute.arch.warp_idx()
         if place < places.shape[0]:
             _write_place(place, places.shape[0], offs, ptx.address(places))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import cutlass
 import cutlass.cute as cute
 from cutefp4.kernels.common import ptx
-from cutlass import Int32, Int64
+from cutlass import Int32, Int64, Uint32
 
 from cutefp4.quant_plan import MAP_WORDS
 
@@ -67,7 +67,10 @@ def in_groups(place: Int32, places: cute.Tensor) -> tuple[TileRows, Tail]:
     """The tile at a place of the grid, of a matrix whose rows are split, as the map `places` says (group_map.py)."""
     where = ptx.address(places) + Int64(place) * Int64(4 * MAP_WORDS)
     words = (*ptx.load_words(where, 4, True), *ptx.load_words(where + Int64(16), 4, True))
-    a, b, c, d, group, tile, slots, inverse = (word.to(Int32) for word in words)
+    group = words[4].to(Int32)
+    # All but the group, which may be missing, have at most 24 bits; if the compiler knows, dividing their sums by
+    # powers of two is one shift.
+    a, b, c, d, _, tile, slots, inverse = ((word & Uint32(0x00FFFFFF)).to(Int32) for word in words)
     found = TileRows(
         group=group,
         begin=a,

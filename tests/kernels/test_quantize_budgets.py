@@ -32,12 +32,21 @@ def plans(arch: str) -> list:
     return [
         *(CastRowsPlan(arch, d, TOKEN, **rows, **row_shape(6144, s)) for d, s in (("bfloat16", 2), ("float32", 4))),
         CastRowsPlan(arch, "bfloat16", TOKEN, **rows, **row_shape(6144, 2), swiglu="8"),
-        CastRowsPlan(arch, "bfloat16", FAST, **rows, **row_shape(6144, 2, 2)),
+        CastRowsPlan(arch, "bfloat16", FAST, **rows, **row_shape(6144, 2, 3)),
         CastRowsPlan(arch, "bfloat16", FAST, "tensor", True, "tiled", **row_shape(6144, 2, 3)),
-        CastRowsPlan(arch, "bfloat16", STRICT, **rows, **row_shape(6144, 2, 2)),
+        *(
+            CastRowsPlan(arch, "bfloat16", m, "tensor", True, "tiled", **row_shape(6144, 2, 3), ahead=True)
+            for m in (FAST, STRICT)
+        ),
+        CastRowsPlan(arch, "bfloat16", FAST, **rows, **row_shape(6144, 2, 3), ahead=True),
+        CastRowsPlan(arch, "bfloat16", TOKEN, **rows, **row_shape(12288, 2, 3), deinterleave="8", ahead=True),
+        CastRowsPlan(arch, "bfloat16", STRICT, **rows, **row_shape(6144, 2, 3)),
+        CastRowsPlan(arch, "bfloat16", STRICT, **rows, **row_shape(6144, 2, 3), deinterleave="8"),
+        CastRowsPlan(arch, "bfloat16", STRICT, **rows, **row_shape(6144, 2, 2), swiglu="8"),
         CastRowsPlan(arch, "bfloat16", STRICT, "tensor", True, "tiled", **row_shape(6144, 2)),
         CastRowsPlan(arch, "bfloat16", STRICT, "tensor", True, "tiled", **row_shape(6144, 2), partials=True),
-        CastRowsPlan(arch, "bfloat16", STRICT, **rows, **row_shape(7168, 2, 2)),
+        CastRowsPlan(arch, "bfloat16", STRICT, **rows, **row_shape(7168, 2, 3)),
+        CastRowsPlan(arch, "bfloat16", SR, "tensor", True, "tiled", **row_shape(6144, 2)),
         CastTilesPlan(arch, "bfloat16", STRICT, **tiles, columnwise=False),
         CastTilesPlan(arch, "bfloat16", SR, **tiles, columnwise=False),
         CastTilesPlan(arch, "bfloat16", replace(STRICT, rounding="stochastic"), **tiles, rht="bf16"),
