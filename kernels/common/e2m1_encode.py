@@ -94,22 +94,17 @@ def encode_nearest(x: list[Float32], multiplier: Float32, signs: Uint32, arch: s
     return with_signs(join([_nearest_sum(ptx.mul(ptx.fabs(v), multiplier)) for v in x]), signs)
 
 
-def encode_and_decode(
-    x: list[Float32], multiplier: Float32, arch: str, short: bool, clamp: bool = True
-) -> tuple[Uint32, list[Float32]]:
+def encode_and_decode(x: list[Float32], multiplier: Float32, arch: str, short: bool) -> tuple[Uint32, list[Float32]]:
     """Codes of eight elements, and the magnitudes of the rounded values times `raw_value(arch, short)`, exact.
 
     The codes have their signs on sm_100a, and lack them on sm_90a. `short`: the elements have at most 11 bits.
-    `clamp`: a product may be above 6.5, or NaN.
     """
     if arch != "sm_90a":
         word = _nearest_hardware(x, multiplier)
         return word, _magnitudes_hardware(word)
     if short:
         factor = grid_factor(multiplier)
-        y = [ptx.mul(ptx.fabs(v), multiplier) for v in x]
-        if clamp:
-            y = [ptx.fmin(v, Float32(E2M1_MAX)) for v in y]
+        y = [ptx.fmin(ptx.mul(ptx.fabs(v), multiplier), Float32(E2M1_MAX)) for v in x]
         values = [round_on_grid(ptx.fabs(v), scaled, factor) for v, scaled in zip(x, y, strict=True)]
         return join_rounded(values), values
     sums = [_nearest_sum(ptx.mul(ptx.fabs(v), multiplier)) for v in x]
