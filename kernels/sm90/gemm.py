@@ -31,6 +31,8 @@ They share the MMA ring, and so reach the epilogue within 600 clocks of each oth
 with C 3800, in fp32 with C 9800; a tile 71 000 at K = 4096). Starting the first one 1 to 4 blocks of K ahead does not
 keep them apart: the ring's 5 stages are needed against the latency of loads, and the lead falls to one block. It gained
 0.5 % with a staged operand at 4096^3 and lost 2 to 6 % beside 16-bit activations.
+Large products run at the power limit (decode.py): shorter waits gain little. Clusters of 4 took 319 us instead of 174
+at (1024, 8192, 8192): 32 of them do not fit at once.
 
 Constraints: K % 64 == 0 (pad with zeros otherwise), any M, N >= 1; sm_90a.
 """
@@ -189,6 +191,12 @@ class Sm90Gemm:
         thread, _, _ = cute.arch.thread_idx()
         warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
         group, lane = warp // 4, thread % 32
+        load_group = config.decode_groups + config.consumer_groups
+        if warp == 4 * load_group:
+            # First of all: the first use of a descriptor fetches it from memory.
+            for tma in (tma_m, tma_n, *tma_d):
+                for atom in tma[::2]:
+                    cpasync.prefetch_descriptor(atom)
         storage = allocate(config, size, self.store_bytes, self.tile_slots, self.vector_floats)
         load_spec, mma_spec = ring_specs(self.plan)
         load_ring = Ring(load_spec, storage.full, storage.empty)
@@ -215,7 +223,6 @@ class Sm90Gemm:
         elif cutlass.const_expr(config.cluster_size == 1):
             cute.arch.sync_threads()
 
-        load_group = config.decode_groups + config.consumer_groups
         if group == load_group:
             if cutlass.const_expr(config.decode_groups < 2):
                 cute.arch.setmaxregister_decrease(self.registers.load)
@@ -225,8 +232,6 @@ class Sm90Gemm:
                 if cutlass.const_expr(config.decode_groups > 0):
                     loader_n = PackedLoader(tma_n, storage.landed_n, storage.scales_n, self.operand_n, config)
                     loaders.append(("n", loader_n))
-                for _, loader in loaders:
-                    loader.prefetch_descriptors()
                 load_role(scheduler, load_ring, loaders, config, size.tma)
             elif warp == 4 * load_group + 1:
                 if cutlass.const_expr(config.decode_groups == 0):

@@ -106,11 +106,6 @@ class PackedLoader(DeviceStruct):
             self.scales_atom = tma[2]
             self.smem_scales, self.gmem_scales = _partition(tma[2], smem, tma[3], box)
 
-    def prefetch_descriptors(self) -> None:
-        cpasync.prefetch_descriptor(self.atom)
-        if self.operand.scales == "tiled":
-            cpasync.prefetch_descriptor(self.scales_atom)
-
     def issue(self, tile: Int32, k: Int32, l: Int32, stage: Int32, barrier: cute.Pointer) -> None:
         """Copy row tile `tile` and K stage `k` of batch `l` into `stage`; completes on `barrier`."""
         cute.copy(self.atom, self.gmem[(None, tile, k, l)], self.smem[(None, stage)], tma_bar_ptr=barrier)

@@ -6,9 +6,15 @@ format.
 
 from dataclasses import dataclass
 
-from cutlass import BFloat16, Float16, Int32, Uint32
+from cutlass import BFloat16, Float16, Uint32
 
-from ..common import e2m1, e4m3
+from ..common import e2m1, e4m3, ptx
+
+NATURAL_BYTES = (1, 0, 0, 1)
+"""For the order of memory: which of two bytes of codes lies at each byte of a word, lowest first."""
+
+_SELECT = 0xD8
+"""LOP3: b where c is 1, a elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -20,15 +26,12 @@ class NumberFormat:
         ptx: name of the packed type in PTX, less the x2.
         product_exponent: a decoded element is e2m1 * scale * 2^product_exponent.
         pairs: elements of a word of eight that pair j holds.
-        natural: for the order of memory: which bytes of (word, word >> 4) to bring together (PRMT selector), so that
-            the two pairs named beside it are the nibbles of byte 0 and of byte 1 of the word.
     """
 
     name: str
     ptx: str
     product_exponent: int
     pairs: tuple
-    natural: tuple
 
     @property
     def dtype(self):
@@ -38,16 +41,14 @@ class NumberFormat:
         """Pair j of a word of eight codes, before its scale."""
         return (e2m1.decode_pair_bf16 if self.ptx == "bf16" else e2m1.decode_pair_fp16)(word, j)
 
-    def pair_shift(self, j: Int32) -> Uint32:
-        """By how much to shift a word right so that its pair j becomes pair 0."""
-        table = sum(4 * pair[0] << 8 * i for i, pair in enumerate(self.pairs))
-        return (Uint32(table) >> Uint32(8 * j)) & Uint32(0xFF)
-
     def natural_pairs(self, word: Uint32) -> tuple[Uint32, Uint32]:
-        """The neighbours in byte 0 and in byte 1 of a word of codes, before their scale."""
-        selector, first, second = self.natural
-        gathered = e4m3.permute(word, word >> Uint32(4), selector)
-        return self.raw_pair(gathered, first), self.raw_pair(gathered, second)
+        """The neighbours in each of two bytes of codes, before their scale; `NATURAL_BYTES` says where they are."""
+        if self.ptx == "bf16":
+            # Nibbles to where pairs 1 (the first byte) and 0 are decoded from: the upper one of a byte is in place.
+            gathered = ptx.lop3(word, word >> Uint32(12), Uint32(0x000F00F0), _SELECT)
+            return self.raw_pair(gathered, 1), self.raw_pair(gathered, 0)
+        gathered = e4m3.permute(word, word >> Uint32(4), 0x4051)
+        return self.raw_pair(gathered, 0), self.raw_pair(gathered, 1)
 
     def multipliers(self, bytes_: Uint32) -> tuple[Uint32, Uint32]:
         """Two scale bytes, at bytes 0 and 1, as packed multipliers."""
@@ -67,6 +68,6 @@ class NumberFormat:
 
 
 FORMATS = {
-    "bfloat16": NumberFormat("bfloat16", "bf16", e4m3.BF16_PRODUCT_EXPONENT, e2m1.BF16_PAIRS, (0x5410, 0, 2)),
-    "float16": NumberFormat("float16", "f16", e4m3.FP16_PRODUCT_EXPONENT, e2m1.FP16_PAIRS, (0x5140, 0, 1)),
+    "bfloat16": NumberFormat("bfloat16", "bf16", e4m3.BF16_PRODUCT_EXPONENT, e2m1.BF16_PAIRS),
+    "float16": NumberFormat("float16", "f16", e4m3.FP16_PRODUCT_EXPONENT, e2m1.FP16_PAIRS),
 }

@@ -5,28 +5,24 @@
 Input: codes (L, R, K/2) uint8, block scales tiled (flat bytes) or compact (L, R, K/16); K % 64 == 0. Output: (L, R, K
 rounded up to 64 * k_blocks), fp16 or bf16; what is behind K is written as zeros.
 
-A thread makes 16-byte chunks, one pair of elements of each of the four 16-element blocks of a sub-tile: eight threads
-write the 128 bytes of a sub-tile of one row, a warp four of them. The eight read the same sector of codes, which L1
-serves. A CTA walks down the rows of its 256 columns, two at a time per warp.
+A thread decodes one sub-tile of a row, 64 elements, and writes its 128 bytes to shared memory. The sub-tiles of a
+matrix lie one behind the other in memory, so a warp then writes 32 of them, 4 KiB, in whole lines.
 """
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Boolean, Int32, Int64, Uint32
+from cutlass import Int32, Int64, Uint8
+from cutlass.memory import SmemAllocator
 
 from ..common import ptx
 from ..common.device_struct import DeviceStruct
 from ..common.scale_layout import column_offset, row_offset
 from .number_format import NumberFormat
-from .smem_layout import quad_block
+from .smem_layout import ROW_BYTES, load_words, quad_block, store_words
 
-THREADS = 256
-COLUMNS = 256
-"""Along K of a CTA: four sub-tiles, one warp's."""
-ROWS = 2 * THREADS // 32
-"""Of a CTA at once."""
-CTAS = 2048
-"""About as many as run at the same time on 132 SMs; more of them only repeat the computation of addresses."""
+THREADS = 128
+CHUNKS = 8
+"""16-byte chunks of a sub-tile."""
 
 
 class OperandStager(DeviceStruct):
@@ -39,60 +35,55 @@ class OperandStager(DeviceStruct):
     def launch(self, codes: cute.Tensor, scales: cute.Tensor, staged: cute.Tensor, stream):
         """Decode `codes` and `scales` into `staged`."""
         l, rows, staged_k = staged.shape
-        across = cute.ceil_div(staged_k, COLUMNS)
-        down = cutlass.min(cute.ceil_div(rows, ROWS), cute.ceil_div(CTAS, across))
-        self.kernel(codes, scales, staged).launch(grid=[down, across, l], block=[THREADS, 1, 1], stream=stream)
+        sub_tiles = rows * (staged_k // 64)
+        self.kernel(codes, scales, staged).launch(
+            grid=[cute.ceil_div(sub_tiles, THREADS), l, 1], block=[THREADS, 1, 1], stream=stream
+        )
 
     @cute.kernel
     def kernel(self, codes: cute.Tensor, scales: cute.Tensor, staged: cute.Tensor):
         # The GEMM may take this CTA's SM as soon as it is free; it waits for the data where it reads them.
         cute.arch.griddepcontrol_launch_dependents()
         thread, _, _ = cute.arch.thread_idx()
-        first, across, l = cute.arch.block_idx()
-        step, _, _ = cute.arch.grid_dim()
+        cta, l, _ = cute.arch.block_idx()
         _, rows, staged_k = staged.shape
-        blocks = codes.shape[2] // 8
-        sub_tile, chunk = across * (COLUMNS // 64) + (thread % 32) // 8, thread % 8
+        blocks, across = codes.shape[2] // 8, staged_k // 64
+        lane, first = thread % 32, cta * THREADS + thread // 32 * 32
+        buffer = SmemAllocator().allocate_array(Uint8, THREADS * ROW_BYTES, byte_alignment=128)
+        base = thread // 32 * (32 * ROW_BYTES)
+
+        row, sub_tile = (first + lane) // across, (first + lane) % across
+        scales_here = ptx.address(scales) + self.batch_scales(rows, blocks) * l
+        codes_here = ptx.address(codes) + Int64(l) * rows * Int64(8 * blocks)
+        words, multipliers = self.load(codes_here, scales_here, row, sub_tile, (rows, blocks))
+        for chunk in cutlass.range_constexpr(CHUNKS):
+            half, j = chunk // 4, chunk % 4
+            pairs = [self.fmt.scaled_by_half(words[2 * t + half], j, multipliers[t // 2], t % 2) for t in range(4)]
+            store_words(buffer, base + lane * ROW_BYTES + (Int32(chunk) ^ (lane % 8)) * 16, pairs)
+        cute.arch.sync_warp()
+
+        out = ptx.address(staged) + (Int64(l) * rows * across + Int64(first)) * ROW_BYTES
+        for i in cutlass.range_constexpr(CHUNKS):
+            there = 4 * i + lane // 8
+            chunk = load_words(buffer, base + there * ROW_BYTES + ((lane % 8) ^ (there % 8)) * 16, 4)
+            target = out + Int64(there * ROW_BYTES + lane % 8 * 16)
+            ptx.store_words(target, tuple(chunk), first + there < rows * across)
+
+    def load(self, codes: Int64, scales: Int64, row: Int32, sub_tile: Int32, sizes: tuple) -> tuple:
+        """The 8 words of a sub-tile, and its 4 scales in the halves of two words; in the order of the quad."""
+        rows, blocks = sizes
         # The quad's blocks come in two pairs of neighbours: 16 bytes of codes and 2 of scales each.
         block = (sub_tile // self.k_blocks) * (4 * self.k_blocks) + 2 * (sub_tile % self.k_blocks)
         pairs = [block + quad_block(self.k_blocks, 0, t) for t in (0, 2)]
-        targets = ptx.address(staged) + (Int64(l) * rows * staged_k + Int64(sub_tile * 64 + chunk * 8)) * Int64(2)
-        sources = ptx.address(codes) + Int64(l) * rows * Int64(8 * blocks)
-        scale_rows = ptx.address(scales) + self.batch_scales(rows, blocks) * l
-        shift, low_half = self.fmt.pair_shift(chunk % 4), chunk < 4
-        for row_tile in cutlass.range(first, cute.ceil_div(rows, ROWS), step, unroll=1):
-            row = row_tile * ROWS + thread // 32
-            source = sources + Int64(row) * Int64(8 * blocks)
-            scale_row = scale_rows + row_offset(row, blocks, self.scales)
-            loaded = self.load_rows(source, scale_row, row, (rows, blocks), pairs)
-            target = targets + Int64(row) * Int64(2 * staged_k)
-            self.store_rows(loaded, target, row, staged.shape, sub_tile, low_half, shift)
-
-    def load_rows(self, source: Int64, scale_row: Int64, row: Int32, sizes: tuple, pairs: list) -> list:
-        """Codes (4 words) and scales (2 bytes) of both pairs of blocks of rows `row` and `row` + 8."""
-        rows, blocks = sizes
-        loaded = []
-        for below in (0, ROWS // 2):
-            # A row and the one 8 below it lie in one 16-byte column of a scale tile.
-            scale_step = below * blocks if self.scales == "compact" else Int32(16 * below)
-            for block in pairs:
-                valid = (row + below < rows) & (block < blocks)
-                words = ptx.load_words(source + Int64(8 * block + below * 8 * blocks), 4, valid)
-                scale_at = scale_row + Int64(column_offset(block, self.scales) + scale_step)
-                loaded.append((words, ptx.load_half(scale_at, valid)))
-        return loaded
-
-    def store_rows(self, loaded, target: Int64, row: Int32, shape, sub_tile: Int32, low_half: Boolean, shift: Uint32):
-        """Decode this thread's chunks and write them."""
-        _, rows, staged_k = shape
-        for half, below in enumerate((0, ROWS // 2)):
-            chunk = []
-            for words, scales in loaded[2 * half : 2 * half + 2]:
-                for t, multiplier in enumerate(self.fmt.multipliers(scales)):
-                    word = cutlass.select_(low_half, words[2 * t], words[2 * t + 1])
-                    chunk.append(self.fmt.scaled_pair(word >> shift, 0, multiplier))
-            inside = (row + below < rows) & (sub_tile * 64 < staged_k)
-            ptx.store_words(target + Int64(below * 2 * staged_k), tuple(chunk), inside)
+        valid = [(row < rows) & (pair < blocks) for pair in pairs]
+        source = codes + Int64(row) * Int64(8 * blocks)
+        words = [ptx.load_words(source + Int64(8 * pair), 4, ok) for pair, ok in zip(pairs, valid, strict=True)]
+        scale_row = scales + row_offset(row, blocks, self.scales)
+        halves = [
+            ptx.load_half(scale_row + Int64(column_offset(pair, self.scales)), ok)
+            for pair, ok in zip(pairs, valid, strict=True)
+        ]
+        return words[0] + words[1], [self.fmt.scale_pair(half, 0) for half in halves]
 
     def batch_scales(self, rows: Int32, blocks: Int32) -> Int64:
         """Bytes of the scales of one matrix."""
