@@ -140,10 +140,14 @@ WRITE_BYTES_PER_CLOCK, READ_BYTES_PER_CLOCK, ARRIVAL_CLOCKS = 36.0, 42.0, 2900.0
 read inside the kernel: 128x256 shared by two CTAs at (256, 8192, 8192): 2.3 us writing, 1.5 counting, 1.8 reading;
 128x128 by four at (128, 4096, 4096): 0.9, 1.7 and 2.4."""
 
-SENT_BYTES_PER_CLOCK, SENT_CLOCKS = 20.0, 1800.0
+LAST_CLOCKS = 900.0
+"""What the last CTA of a tile takes longer than that: fitted to 128x128 by four and pairs of 128x64 at (128, 4096,
+4096), 19.5 and 17.3 us, beside bf16 19.9 and 18.7."""
+SENT_BYTES_PER_CLOCK, SENT_CLOCKS = 20.0, 2400.0
 """Partial sums that a CTA of a cluster sends through shared memory. Fitted; against an exchange of the same halves
 through the L2 cache: 22.8 and 23.3 us at (128, 4096, 4096), 65.8 and 66.5 at (256, 8192, 8192), 44.2 and 44.2 at (128,
-8192, 8192), the GPU held at its base clock."""
+8192, 8192), the GPU held at its base clock; pairs of 128x256, and 128x128 alone: 31.6 and 30.3 us at (512, 4096, 4096),
+50.4 and 51.0 at (256, 8192, 8192)."""
 
 CLUSTERS_AT_ONCE = {2: 66, 4: 30}
 """Of 132 SMs, by size of the cluster, one CTA an SM (cuOccupancyMaxActiveClusters)."""
@@ -220,7 +224,11 @@ def exchange_clocks(config: Sm90Config, others: float, segments: int = 1) -> flo
     if config.split_pair:
         return SENT_CLOCKS + config.exchanged_bytes / SENT_BYTES_PER_CLOCK
     partial = 4.0 * config.tile_m * config.tile_n
-    return segments * (partial / WRITE_BYTES_PER_CLOCK + ARRIVAL_CLOCKS) + others * partial / READ_BYTES_PER_CLOCK
+    return (
+        LAST_CLOCKS
+        + segments * (partial / WRITE_BYTES_PER_CLOCK + ARRIVAL_CLOCKS)
+        + others * partial / READ_BYTES_PER_CLOCK
+    )
 
 
 def estimate(config: Sm90Config, shape: GemmShape, sms: int = SMS) -> float:
@@ -348,7 +356,7 @@ def _sharing_k(config: Sm90Config, shape: GemmShape, sms: int) -> list[Sm90Confi
         if sm90_problems(pair, *shape.operands(pair), shape.staged_store):
             continue
         found.append(pair)
-        if helped_stages(pair, tiles, -(-shape.k // pair.tile_k), _at_once(pair, sms)):
+        if part == 2 and helped_stages(pair, tiles, -(-shape.k // pair.tile_k), _at_once(pair, sms)):
             found.append(replace(pair, helped=True))
     return found
 
