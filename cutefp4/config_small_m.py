@@ -45,6 +45,8 @@ class SmallMConfig:
         separate: one row of NVFP4 activations whose scales multiply sums (kernels/sm90/small_m_single.py).
         early: of the `depth` K units those that are requested before the activations are prepared. All of them make
             the activations wait behind the weight (W4A4, M = 1: the main loop began 9000 clocks after the kernel).
+        chunks: of 32 activations, loaded by a thread at once. Enough of them for a pass, and no load waits behind the
+            weight.
     """
 
     n_tiles: int = 1
@@ -58,6 +60,7 @@ class SmallMConfig:
     decode_to: str = "float16"
     separate: bool = False
     early: int = 2
+    chunks: int = 2
 
     @property
     def warps(self) -> int:
@@ -111,7 +114,12 @@ def activation_bytes(config: SmallMConfig, split: SmallMSplit) -> int:
 
 def unit_bytes(config: SmallMConfig) -> int:
     """Bytes of the prepared activations of a K unit."""
-    return config.n_tiles * config.columns * UNIT * 2 + (16 if config.separate else 0)
+    return UNIT * 2 + 16 if config.separate else config.n_tiles * 4 * word_bytes(config)
+
+
+def word_bytes(config: SmallMConfig) -> int:
+    """Bytes of a quarter of them, of an n tile: what one load of a warp brings, and a gap for other banks."""
+    return config.columns * 64 + 16
 
 
 def zero_bytes(config: SmallMConfig) -> int:
@@ -123,6 +131,18 @@ def partial_bytes(config: SmallMConfig, split: SmallMSplit) -> int:
     """Shared memory of the partial sums that a CTA finishes: those of its row tiles from every CTA and K warp."""
     owned = ceil_div(split.group_tiles, config.cluster)
     return owned * config.n_tiles * config.cluster * config.k_warps * PARTIAL_BYTES
+
+
+def launch_numbers(config: SmallMConfig, split: SmallMSplit) -> tuple[int, ...]:
+    """What the kernel is told of a split.
+
+    Returns:
+        (groups, row items of every group, groups that have one more, K units of a CTA and of a pass, passes, bytes of
+        activations and of partial sums). An item is `row_tiles` row tiles, group g has every groups-th of them.
+    """
+    each, more = divmod(ceil_div(split.tiles, config.row_tiles), split.groups)
+    shared = activation_bytes(config, split), partial_bytes(config, split)
+    return split.groups, each, more, split.cta_units, split.pass_units, split.passes, *shared
 
 
 def ring_bytes(config: SmallMConfig) -> int:
@@ -180,6 +200,7 @@ _CHOICES = {
     "decode_to": ("float16", "bfloat16"),
     "separate": (False, True),
     "early": tuple(range(17)),
+    "chunks": tuple(range(1, 9)),
 }
 
 

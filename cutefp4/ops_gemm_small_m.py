@@ -11,6 +11,7 @@ from cutefp4.config_small_m import (
     SmallMConfig,
     SmallMSplit,
     activation_bytes,
+    launch_numbers,
     partial_bytes,
     ring_bytes,
     small_m_problems,
@@ -74,9 +75,7 @@ def run(
     chosen: Sm90SmallMPlan, tensors: list[torch.Tensor], arguments: list[torch.Tensor], request: GemmRequest, sms: int
 ) -> None:
     """Launch on (a, a_scales, b, b_scales) as they are in memory, and the epilogue's tensors."""
-    c = chosen.config
-    s = split(c, request, sms)
-    numbers = s.groups, s.group_tiles, s.cta_units, s.pass_units, s.tiles, activation_bytes(c, s), partial_bytes(c, s)
+    numbers = launch_numbers(chosen.config, split(chosen.config, request, sms))
     kernel_cache.get(chosen)(*tensors, tuple(arguments), numbers)
 
 

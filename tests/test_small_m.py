@@ -117,7 +117,7 @@ def test_clusters_at_once_are_those_that_an_h200_reported():
 def test_every_field_of_a_plan_is_part_of_the_key():
     plan = Sm90SmallMPlan("sm_90a", SmallMConfig(), default_epilogue(1.0))
     for f in fields(SmallMConfig):
-        value = {"decode_to": "bfloat16", "separate": True, "early": 3}.get(f.name, 2)
+        value = {"decode_to": "bfloat16", "separate": True, "early": 3, "chunks": 3}.get(f.name, 2)
         assert replace(plan, config=replace(plan.config, **{f.name: value})).key != plan.key, f.name
     for change in ({"out_dtype": "float32"}, {"activations": "float16"}, {"b_scales": "compact"}, {"vector": 8}):
         assert replace(plan, **change).key != plan.key
@@ -170,6 +170,8 @@ CASES = {
     "separate_one_block": (SmallMConfig(1, 1, 1, 1, 1, 1, 1, separate=True), (1, 1, 16)),
     "late_weight": (SmallMConfig(2, 8, 1, 3, 2, 1, 2, early=0), (9, 63, 1136)),
     "early_weight": (SmallMConfig(1, 8, 1, 4, 2, 1, 2, early=16), (3, 63, 1136)),
+    "whole_lines": (SmallMConfig(2, 8, 2, 4, 2, 2, 2, chunks=1), (9, 200, 1216)),
+    "whole_lines_separate": (SmallMConfig(1, 1, 2, 2, 2, 2, 2, separate=True, early=1, chunks=3), (1, 300, 3136)),
     "half_words": (SmallMConfig(1, 8, 1, 3, 3, 1, 2), (5, 36, 1184)),
 }
 

@@ -1,30 +1,36 @@
 """Hopper GEMM for few rows: shape -> configuration, or None for the other kernel. Pure Python, no torch, no GPU.
 
-Measured on an H200 (us, L2 flushed, one process, interleaved; "before" is what this heuristic chose until then):
+Measured on an H200 (us, L2 flushed, one process, interleaved; "before": half lines, no policy, activations behind the
+first copies of the weight):
 
     M, N, K               W4A4 before   now    W4A16 before   now     a kernel that only reads the weight
-    1, 7168, 16384        31.2          28.7   30.2           28.3    22.0
-    16, 7168, 16384       37.0          31.3   38.2           31.4
-    1, 8192, 8192         22.5          19.9   20.3           18.9    15.0
-    16, 8192, 8192        23.7          22.5   23.1           22.3
+    1, 7168, 16384        29.2          26.5   29.3           26.9    21.5
+    16, 7168, 16384       31.9          29.3   31.9           -
+    1, 8192, 8192         20.2          17.4   20.6           18.8    15.0
+    16, 8192, 8192        22.9          21.1   -              22.6
 
-More shapes, W4A4 (now, and the wgmma kernel beside it): 1 row (4096, 4096) 10.3 and 15.4, (2112, 7168) 10.5 and 16.2,
-(24576, 1536) 14.4 and 20.7, (1536, 24576) 14.2 and 21.3; 16 rows 12.8 and 15.7, 12.5 and 16.4, 16.6 and 20.8, 17.8 and
-21.2, (7168, 2048) 11.7 and 15.6; 8 rows (7168, 16384) 30.5 and 36.1. At 32 rows the best configuration takes 28.0 where
-the wgmma kernel takes 29.8 at (8192, 8192), but 45.5 where it takes 38.6 at (7168, 16384): the dispatch ends at 16.
+What it took: the weight leaves the L2 cache first (`copy_async` of kernels/sm90/small_m_weight.py: 2.3 us; most of
+what the kernel took longer than one that only reads was memory that the timer's flush had left in the cache to be
+written back; with a cache flushed by reading, the two take 23.8 and 19.0 us). Whole cache lines (0.3, 0.8 of a kernel
+that only copies). Activations requested before all of the weight, in one batch, and then all of `depth` at once (0.4;
+16 rows: 1.6): the first copy starts 1400 clocks after the kernel instead of waiting for them. One row of (8192, 8192)
+without a cluster, each warp an eighth of K (0.6). Before that: 8 warps with 8 units each in flight along K instead of
+14 or 16 with 4 (1.7 us); 16 rows of a long K in one pass, by a cluster of 8 (5.7 us; of 4: 4.4).
 
-What it took: 8 warps with 8 units each in flight along K instead of 14 or 16 with 4 (1.7 us); 2 or 4 of them requested
-before the activations (0.5 to 1 us); 16 rows of a long K in one pass, by a cluster of 8 (5.7 us; of 4: 4.4).
+What is left (ncu, M = 1 and 16 at (7168, 16384)): DRAM 62 and 54 % busy where a kernel that only reads reaches 77 %;
+issue slots 40 and 51 %, of two warps on a scheduler, at 16 rows hardly ever waiting for memory but for results of
+fixed latency. The last warp ends 12 % behind the median one, CTAs end over 2.3 us; a launch is 3.0 us of every figure.
 
-What did not help at (7168, 16384), M = 1: more bytes in flight than 64 KB an SM (96 KB: +1.8, 128 KB: +2.5); two CTAs
-on an SM (0 to +1); a second set of accumulators (0); row tiles that begin at different places along K (+0.4); lanes
-that copy whole 128-byte lines (0); TMA boxes of 256 bytes x 4 rows instead of cp.async, two to five stages (+0.2 to
-+5). The loop without arithmetic, activations and sums takes 27.1 us, and 26.2 if every warp reads contiguous memory: an
-SM waits for memory, and SMs finish 15 % apart.
+What did not help at (7168, 16384), M = 1: more bytes in flight than 64 KB an SM (0 where nothing but copies); two CTAs
+on an SM (0 to +1); a second set of accumulators (0); row tiles that begin at different places along K (+0.4); K shared
+by all 8 warps of a CTA (0); bulk copies of 4 or 8 KB, 64 KB in flight (22.9 without any arithmetic), taken from a
+counter of all CTAs (+11); TMA boxes of 256 bytes x 4 rows (+0.2 to +5); a warm instruction cache (0); 15 or 16 warps
+with 4 units (16 rows, +2).
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 from cutefp4.config_small_m import (
@@ -67,17 +73,21 @@ def candidates(m: int, n: int, k: int, batch: int, activations: str, sms: int) -
         warps = MAX_WARPS // row_tiles
         row_warps = ceil_div(per_group, ceil_div(per_group, warps))
         k_warps = 1
+        separate = activations == "nvfp4" and m == 1
+        if separate and cluster == 1 and units > MAX_WARPS * MAX_DEPTH // 2:
+            row_warps = 1
         while 2 * k_warps * row_warps <= warps and 2 * k_warps <= units:
             k_warps *= 2
         per_warp = ceil_div(units, k_warps)
         columns = columns_of(m)
-        separate, early = activations == "nvfp4" and m == 1, 4 if m == 1 else 2
         for most in (MAX_DEPTH, 4, 2, 1):
             depth = ceil_div(per_warp, ceil_div(per_warp, min(most, per_warp)))
             config = SmallMConfig(
-                n_tiles, columns, row_tiles, depth, row_warps, k_warps, cluster, 1, decode_to, separate, early
+                n_tiles, columns, row_tiles, depth, row_warps, k_warps, cluster, 1, decode_to, separate, depth
             )
-            if not small_m_problems(config, m, split_of(config, n, k, batch, sms)):
+            split = split_of(config, n, k, batch, sms)
+            config = replace(config, chunks=min(ceil_div(4 * n_tiles * columns * split.pass_units, config.threads), 4))
+            if not small_m_problems(config, m, split):
                 found.append(config)
                 break
     return found
@@ -106,8 +116,8 @@ LAUNCH_US, PASS_US = 8.15, 3.5
 """Beside the stream of the weight: launch, first loads and sums; every further pass."""
 CLUSTER_US = {1: 0.0, 2: 0.15, 4: 1.85, 8: 1.55}
 BYTES_PER_US, SM_BYTES_PER_US = 3.3e6, 30e3
-PREPARED_PER_US = 25e3
-"""Elements of the activations that a CTA prepares."""
+PREPARED_PER_US = {False: 25e3, True: 50e3}
+"""Elements of the activations that a CTA prepares; True: of a single row of codes."""
 
 
 def estimate(config: SmallMConfig, n: int, k: int, batch: int, sms: int) -> float:
@@ -117,5 +127,5 @@ def estimate(config: SmallMConfig, n: int, k: int, batch: int, sms: int) -> floa
     items = ceil_div(ceil_div(split.group_tiles, config.row_tiles), config.row_warps) * config.row_warps
     share = items * config.row_tiles * 16 * min(split.cta_units * UNIT, k) * 0.5625 * config.ctas_per_sm
     stream = max(batch * n * k * 0.5625 / BYTES_PER_US, waves * share / SM_BYTES_PER_US)
-    prepared = waves * split.cta_units * UNIT * config.n_tiles * config.columns / PREPARED_PER_US
+    prepared = waves * split.cta_units * UNIT * config.n_tiles * config.columns / PREPARED_PER_US[config.separate]
     return LAUNCH_US + CLUSTER_US[config.cluster] + stream + prepared + (split.passes - 1) * PASS_US

@@ -16,27 +16,27 @@ K is shared by the CTAs of a cluster, rows of the weight by the clusters, so tha
 more than its part of the activations. Sums meet in distributed shared memory (small_m_reduce.py): no workspace, and the
 same order in every run.
 
-    CTA (rank r of cluster c):   K units r * cta_units .., row tiles c * group_tiles ..
-    warp (row warp, K warp):     every row_warps-th item of row_tiles row tiles; `depth` of every round_units K units
+    CTA (rank r of cluster c):   K units r * cta_units .., every groups-th item of row_tiles row tiles, from c on
+    warp (row warp, K warp):     every row_warps-th of these items; `depth` of every round_units K units
 
 Constraints: K % 16 == 0, any N >= 1, M <= 8 * n_tiles; no SwiGLU over column pairs; sm_90a.
 """
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Boolean, Float32, Int32, Int64, Uint8, Uint32
+from cutlass import Boolean, Float32, Int32, Uint8, Uint32
 from cutlass.cute.runtime import make_fake_stream
 
-from cutefp4.config_small_m import UNIT, SmallMConfig, ring_bytes
+from cutefp4.config_small_m import UNIT, SmallMConfig, ceil_div, ring_bytes
 from cutefp4.gemm_plan_small_m import Sm90SmallMPlan
 
 from ..common import ptx
-from ..epilogue.arguments import DTYPES, fake_matrix, fake_tensors
+from ..epilogue.arguments import fake_tensors
+from . import small_m_operands as operands
 from . import small_m_single as single
 from .number_format import FORMATS
-from .small_m_activations import Activations
 from .small_m_reduce import Partials, SmallMEpilogue
-from .small_m_weight import WeightStream, first_row
+from .small_m_weight import first_row
 
 
 def multiply(kind: str, acc: cute.Tensor, first: int, a: list, b: tuple) -> None:
@@ -65,11 +65,10 @@ class SmallM:
     def __call__(self, a, a_scales, b, b_scales, epilogue_tensors, split, stream):
         """Launch.
 
-        split: (groups, group_tiles, cta_units, pass_units, tiles, bytes of activations and of partial sums) of
-        `SmallMSplit`.
+        split: `cutefp4.config_small_m.launch_numbers`.
         """
         config = self.config
-        groups, _, _, _, _, activation_bytes, partial_bytes = split
+        groups, activation_bytes, partial_bytes = split[0], *split[-2:]
         ring = ring_bytes(config)
         l = b.shape[0]
         self.kernel(a, a_scales, b, b_scales, epilogue_tensors, split).launch(
@@ -89,127 +88,120 @@ class SmallM:
         warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
         lane = thread % 32
         block, _, l = cute.arch.block_idx()
-        rank, group = block % config.cluster, block // config.cluster
-        _, group_tiles, cta_units, pass_units, tiles, activation_bytes, _ = split
+        rank, group = remainder(block, config.cluster), quotient(block, config.cluster)
+        groups, items_each, items_more, cta_units, pass_units, passes, activation_bytes, _ = split
         if cutlass.const_expr(config.cluster > 1):
             cute.arch.cluster_arrive_relaxed()
         ring = Uint32(cute.arch.get_dyn_smem(Uint8, alignment=128).toint())
         shared = ring + Uint32(ring_bytes(config))
         k = b.shape[2] * 2
-        first_tile = group * group_tiles
-        group_tiles = cutlass.min(group_tiles, tiles - first_tile)
-        row_warp, k_warp = warp % config.row_warps, warp // config.row_warps
+        row_warp, k_warp = remainder(warp, config.row_warps), quotient(warp, config.row_warps)
+        items = items_each + Int32(group < items_more)
+        own_items = quotient(items + (config.row_warps - 1) - row_warp, config.row_warps)
 
-        weight = self.weight(b, b_scales, l, ring + Uint32(warp * (ring_bytes(config) // config.warps)), lane)
-        activations = self.activations(a, a_scales, l, k, shared, pass_units)
+        slots = ring + Uint32(warp * (ring_bytes(config) // config.warps))
+        weight = operands.weight_stream(self.plan, b, b_scales, l, slots, lane)
+        activations = operands.activations(self.plan, a, a_scales, (l, k, pass_units), shared)
         partials = Partials(config, shared + Uint32(activation_bytes), rank, k_warp, lane)
-        items = (group_tiles + (config.row_tiles - 1)) // config.row_tiles
-        items = cutlass.max((items - row_warp + (config.row_warps - 1)) // config.row_warps, 0)
-
         tensors = dict(zip(self.plan.tensor_names(), epilogue_tensors, strict=True))
         sizes = a.shape[1], b.shape[1]
         epilogue = SmallMEpilogue(self.plan.epilogue, self.acc_exponent, tensors, sizes, l, lane)
-        epilogue.prefetch(self.owned_fragment(epilogue, first_tile, rank, warp))
 
-        cta_first = rank * cta_units
-        cta_last = cta_first + cta_units
-        for first in cutlass.range(cta_first, cta_last, pass_units, unroll=1):
-            limit = cutlass.min(cutlass.min(first + pass_units, cta_last) * UNIT, k)
-            units = cutlass.min(pass_units, cta_last - first)
-            rounds = (units + (config.round_units - 1)) // config.round_units
-            later = first > cta_first
-            self.run_pass(
-                weight, activations, partials,
-                (first_tile, row_warp, items, first + k_warp * config.depth, rounds, limit, later, warp, thread),
-            )  # fmt: skip
+        cta_last = (rank + 1) * cta_units
+        first, tile = rank * cta_units, group * config.row_tiles + row_warp * (groups * config.row_tiles)
+        self.begin(weight, activations, tile, own_items, (first, cta_last, k_warp * config.depth, k, thread))
+        epilogue.prefetch(self.owned_fragment(epilogue, (group, groups), rank, warp))
+        for index in cutlass.range(passes, unroll=1):
+            last = cutlass.min(first + pass_units, cta_last)
+            where = groups, row_warp, own_items, tile, first, k_warp * config.depth, last
+            self.run_pass(weight, activations, partials, where, (cutlass.min(last * UNIT, k), index > 0, thread))
+            first = last
+            if index + 1 < passes:
+                cute.arch.sync_threads()
+                self.begin(weight, activations, tile, own_items, (first, cta_last, k_warp * config.depth, k, thread))
 
         # The lane is read again, so that nothing that depends on it waits in registers through the main loop.
-        lane = Int32(ptx.asm("mov.u32 $0, %laneid;", Uint32, effect=True))
+        lane = hidden_lane()
         epilogue = SmallMEpilogue(self.plan.epilogue, self.acc_exponent, tensors, sizes, l, lane)
         partials.lane = lane
-        self.finish(partials, epilogue, first_tile, group_tiles, rank, warp)
+        self.finish(partials, epilogue, (group, groups), items * config.row_tiles, rank, warp)
 
-    def weight(self, b, b_scales, l: Int32, ring: Uint32, lane: Int32) -> WeightStream:
-        plan, rows, row_bytes = self.plan, b.shape[1], b.shape[2]
-        pitch = b_scales_pitch(row_bytes, plan.b_scales)
-        per_entry = pitch * ((rows + 127) // 128 if plan.b_scales == "tiled" else rows)
-        memory = (
-            ptx.address(b) + Int64(l) * (Int64(rows) * Int64(row_bytes)),
-            ptx.address(b_scales) + Int64(l) * Int64(per_entry),
-            rows, row_bytes, pitch,
-        )  # fmt: skip
-        return WeightStream(self.config, plan.b_scales, plan.vector, memory, ring, lane)
+    def begin(self, weight, activations, tile: Int32, items: Int32, where: tuple) -> None:
+        """Request the first activations and K units of a pass.
 
-    def activations(self, a, a_scales, l: Int32, k: Int32, shared: Uint32, units: Int32) -> Activations:
-        plan, m = self.plan, a.shape[1]
-        if plan.activations == "nvfp4":
-            row_bytes = k // 2
-            pitch = b_scales_pitch(row_bytes, plan.a_scales)
-            per_entry = pitch * ((m + 127) // 128 if plan.a_scales == "tiled" else m)
-        else:
-            row_bytes, per_entry = k * 2, Int32(0)
-        memory = (
-            ptx.address(a) + Int64(l) * (Int64(m) * Int64(row_bytes)),
-            ptx.address(a_scales) + Int64(l) * Int64(per_entry),
-        )
-        return Activations(self.config, plan.activations, plan.a_scales, plan.vector, memory, (m, k, units), shared)
+        Activations are needed first, and there are few: their loads go ahead of the weight's, those of all warps. Only
+        a barrier keeps ptxas from moving them behind.
+        """
+        config = self.config
+        first, cta_last, warp_unit, k, thread = where
+        last = cutlass.min(first + activations.units, cta_last)
+        limit = cutlass.min(last * UNIT, k)
+        activations.begin(first, limit, thread)
+        cute.arch.sync_threads()
+        place = weight.place(weight.bases(tile), first + warp_unit, limit)
+        for d in range(0, min(config.early, config.depth), weight.at_once):
+            weight.load(place, d, items > 0)
 
     @cute.jit
-    def run_pass(self, weight, activations, partials, where):
-        """All row tiles of this warp times the activations of one pass."""
+    def run_pass(self, weight, activations, partials, where, rest):
+        """All row tiles of this warp times the activations of one pass, which `begin` has requested."""
         config = self.config
-        first_tile, row_warp, items, first_unit, rounds, limit, later, warp, thread = where
-        lane = thread % (32 if config.separate else 4 * config.columns)
-        steps = items * rounds
-        k_warp = warp // config.row_warps
-        acc = cute.make_rmem_tensor(4 * config.n_tiles * config.row_tiles, Float32)
-        acc.fill(0.0)
-        # Activations are needed first, and there are few: their loads go ahead of the weight's, most of which waits
-        # until they are there.
-        activations.begin(first_unit - k_warp * config.depth, limit, thread)
-        place = weight.place(weight.bases(first_tile + row_warp * config.row_tiles), first_unit, limit)
-        early = min(config.early, config.depth)
-        for d in cutlass.range_constexpr(early):
-            weight.load(place, d, steps > 0)
-        if later:
-            cute.arch.sync_threads()
-        activations.prepare(first_unit - k_warp * config.depth, limit, thread)
-        for d in cutlass.range_constexpr(early, config.depth):
-            weight.load(place, d, steps > 0)
+        groups, row_warp, items, tile, first, warp_unit, last = where
+        limit, later, thread = rest
+        rounds = quotient(last - first + (config.round_units - 1), config.round_units)
+        first_unit, stride = first + warp_unit, groups * config.row_tiles
+        activations.prepare(first, limit, thread)
+        # From here on with a lane that the compiler cannot know: what the main loop needs would else be computed before
+        # the first copies.
+        hidden = hidden_lane()
+        weight.of_lane(hidden)
+        lane = hidden % (32 if config.separate else 4 * config.columns)
+        bases = weight.bases(tile)
+        place = weight.place(bases, first_unit, limit)
+        early = ceil_div(min(config.early, config.depth), weight.at_once) * weight.at_once
+        for d in cutlass.range_constexpr(early, config.depth, weight.at_once):
+            weight.load(place, d, items > 0)
         cute.arch.sync_threads()
         if cutlass.const_expr(config.cluster > 1):
             if not later:
                 cute.arch.cluster_wait()
+        acc = cute.make_rmem_tensor(4 * config.n_tiles * config.row_tiles, Float32)
+        acc.fill(0.0)
         table = single.table_word(activations, lane) if cutlass.const_expr(config.separate) else Uint32(0)
+        steps = items * rounds
         item, turn = row_warp, Int32(0)
-        bases = weight.bases(first_tile + row_warp * config.row_tiles)
         for step in cutlass.range(steps, unroll=1):
             last_turn = turn == rounds - 1
             next_item, next_turn = item, turn + 1
             if last_turn:
                 cute.arch.sync_warp()  # a branch: predicated, these addresses would cost their issue slots every time
                 next_item, next_turn = item + config.row_warps, Int32(0)
-                bases = weight.bases(first_tile + next_item * config.row_tiles)
+                tile += stride * config.row_warps
+                bases = weight.bases(tile)
             place = weight.place(bases, first_unit + next_turn * config.round_units, limit)
-            unit = turn * config.round_units + k_warp * config.depth
+            unit = turn * config.round_units + warp_unit
             self.step(weight, activations, acc, unit, (lane, table), place, step < steps - 1)
             if last_turn:
                 self.flush(partials, acc, item, later)
             item, turn = next_item, next_turn
 
     def step(self, weight, activations, acc, unit: Int32, lane_values: tuple, place, more: Boolean) -> None:
-        """Multiply the `depth` units that are in flight; as each one is done, its slot is loaded from `place`."""
+        """Multiply the `depth` units that are in flight; as each one is read, its slot is loaded from `place`."""
         config, (lane, table) = self.config, lane_values
         columns = single.Columns(activations, unit, lane) if config.separate else None
-        for d in range(config.depth):
-            taken = [weight.take(i, d) for i in range(config.row_tiles)]
-            if config.separate:
+        for first in range(0, config.depth, weight.at_once):
+            units = range(first, first + weight.at_once)
+            taken = [[weight.take(i, d) for i in range(config.row_tiles)] for d in units]
+            if weight.at_once > 1:
+                cute.arch.sync_warp()
+            weight.load(place, first, more)
+            for d, tiles in zip(units, taken, strict=True):
+                if not config.separate:
+                    self.multiply_unit(weight, activations, acc, tiles, unit + d, lane)
+                    continue
                 words, scales = [columns.words(d, w) for w in range(4)], columns.scales(d)
                 for i in range(config.row_tiles):
-                    single.accumulate(acc, 4 * i, taken[i], words, scales, table)
-            else:
-                self.multiply_unit(weight, activations, acc, taken, unit + d, lane)
-            weight.load(place, d, more)
+                    single.accumulate(acc, 4 * i, tiles[i], words, scales, table)
 
     def multiply_unit(self, weight, activations, acc, taken: list, unit: Int32, lane: Int32) -> None:
         """One K unit of the warp's row tiles times all n tiles."""
@@ -238,54 +230,59 @@ class SmallM:
                     acc[first + r] = Float32(0.0)
 
     @cute.jit
-    def finish(self, partials, epilogue, first_tile: Int32, group_tiles: Int32, rank: Int32, warp: Int32):
+    def finish(self, partials, epilogue, group, group_tiles: Int32, rank: Int32, warp: Int32):
         """Add what the cluster has put into this CTA's slots, evaluate the tree, store."""
         config = self.config
         if cutlass.const_expr(config.cluster > 1):
             cute.arch.cluster_arrive()
-        fragment = self.owned_fragment(epilogue, first_tile, rank, warp)
+        fragment = self.owned_fragment(epilogue, group, rank, warp)
         # Most warps have one tile: what its epilogue reads is loaded while others still multiply.
         loaded = epilogue.load(fragment)
         if cutlass.const_expr(config.cluster > 1):
             cute.arch.cluster_wait()
         else:
             cute.arch.sync_threads()
-        owned = (group_tiles - rank + (config.cluster - 1)) // config.cluster * config.n_tiles
+        owned = quotient(group_tiles - rank + (config.cluster - 1), config.cluster) * config.n_tiles
         if warp < owned:
-            epilogue.apply(fragment, loaded, partials.total(warp // config.n_tiles, warp % config.n_tiles))
+            epilogue.apply(fragment, loaded, partials.total(*self.tile_of(warp)))
         for index in cutlass.range(warp + config.warps, owned, config.warps, unroll=1):
-            fragment = self.owned_fragment(epilogue, first_tile, rank, index)
-            sums = partials.total(index // config.n_tiles, index % config.n_tiles)
-            epilogue.apply(fragment, epilogue.load(fragment), sums)
+            fragment = self.owned_fragment(epilogue, group, rank, index)
+            epilogue.apply(fragment, epilogue.load(fragment), partials.total(*self.tile_of(index)))
 
-    def owned_fragment(self, epilogue, first_tile: Int32, rank: Int32, index: Int32):
-        """Where the 16x8 tile `index` of this CTA's own is in D."""
-        tile = first_tile + index // self.config.n_tiles * self.config.cluster + rank
-        return epilogue.fragment(first_row(tile, epilogue.lane >> 2), index % self.config.n_tiles)
+    def tile_of(self, index: Int32) -> tuple:
+        """(row tile, n tile) of a CTA's own 16x8 tile `index`."""
+        return quotient(index, self.config.n_tiles), remainder(index, self.config.n_tiles)
+
+    def owned_fragment(self, epilogue, group, rank: Int32, index: Int32):
+        """Where the 16x8 tile `index` of this CTA's own is in D. group: that of the cluster, and how many there are."""
+        own, nt = self.tile_of(index)
+        local, row_tiles = own * self.config.cluster + rank, self.config.row_tiles
+        item = group[0] + quotient(local, row_tiles) * group[1]
+        return epilogue.fragment(first_row(item * row_tiles + remainder(local, row_tiles), epilogue.lane >> 2), nt)
 
 
-def b_scales_pitch(row_bytes: Int32, layout: str) -> Int32:
-    """Bytes of scales of a 128-row group (tiled) or of a row (compact)."""
-    return (row_bytes + 31) // 32 * 512 if layout == "tiled" else row_bytes // 8
+def hidden_lane() -> Int32:
+    """The lane, read anew."""
+    return Int32(ptx.asm("mov.u32 $0, %laneid;", Uint32, effect=True))
 
 
-def _operand_fakes(activations: str, scales: str, l, rows, bytes_k, vector: int) -> tuple:
-    """Fake rows and scales of one operand."""
-    if activations != "nvfp4":
-        unused = fake_matrix(Uint8, cute.sym_int(), align=1)
-        return fake_matrix(DTYPES[activations], l, rows, cute.sym_int(divisibility=16)), unused
-    shape = (cute.sym_int(),) if scales == "tiled" else (l, rows, cute.sym_int())
-    codes = fake_matrix(Uint8, l, rows, bytes_k, align=vector)
-    return codes, fake_matrix(Uint8, *shape, align=8 if scales == "tiled" else 1)
+def quotient(a: Int32, b: int) -> Int32:
+    """a / b, rounded down; a is not negative, which spares the corrections of a signed division."""
+    return Int32(Uint32(a) // Uint32(b))
+
+
+def remainder(a: Int32, b: int) -> Int32:
+    """a % b; a is not negative."""
+    return Int32(Uint32(a) % Uint32(b))
 
 
 def build(plan: Sm90SmallMPlan):
     """The jit function and fake arguments of a plan."""
     l, m, n, bytes_k = cute.sym_int(), cute.sym_int(), cute.sym_int(), cute.sym_int(divisibility=plan.vector)
-    a = _operand_fakes(plan.activations, plan.a_scales, l, m, bytes_k, plan.vector)
-    b = _operand_fakes("nvfp4", plan.b_scales, l, n, bytes_k, plan.vector)
+    a = operands.fakes(plan.activations, plan.a_scales, l, m, bytes_k, plan.vector)
+    b = operands.fakes("nvfp4", plan.b_scales, l, n, bytes_k, plan.vector)
     leaves = fake_tensors(plan.epilogue, plan.out_dtype, None, l, m, n)
-    split = tuple(Int32(1) for _ in range(7))
+    split = tuple(Int32(1) for _ in range(8))
     return SmallM(plan), (*a, *b, leaves, split, make_fake_stream(use_tvm_ffi_env_stream=True))
 
 

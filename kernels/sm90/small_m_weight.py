@@ -39,25 +39,33 @@ class WeightStream(DeviceStruct):
 
     memory: byte addresses of codes and scales of this batch entry, rows and bytes of a row of the codes, bytes of a
     128-row group of scale tiles or of a row of compact scales. vector: bytes of a copy of codes, 16, or 8 if
-    K % 64 != 0. ring: address of the warp's slots.
+    K % 64 != 0. ring: address of the warp's slots. at_once: units of a `load`.
     """
+
+    at_once = 1
 
     def __init__(self, config: SmallMConfig, layout: str, vector: int, memory, ring: Uint32, lane: Int32):
         self.config, self.layout, self.vector = config, layout, vector
         self.codes, self.scales, self.rows, self.row_bytes, self.scale_pitch = memory
+        self.ring = ring
+        self.policy = ptx.asm("createpolicy.fractional.L2::evict_first.b64 $0, 1.0;", Int64)
+        self.of_lane(lane)
+        # Compact rows that do not start at a multiple of 4 bytes cannot be copied: their scales go through registers.
+        self.by_byte = layout == "compact" and vector == 8
+        self.scale_words = cute.make_rmem_tensor(2 * config.row_tiles * config.depth, Uint32)
+
+    def of_lane(self, lane: Int32) -> None:
+        """Derive what depends on the lane."""
         self.g, self.t = lane >> 2, lane & 3
-        self.code_slots, self.scale_slots = ring + Uint32(lane * 16), ring + Uint32(1024 + lane * 8)
+        self.code_slots, self.scale_slots = self.ring + Uint32(lane * 16), self.ring + Uint32(1024 + lane * 8)
         # A lane copies four scales each of rows g and g + 8, those of 64 elements, and takes two: its chunk's, or those
         # of the blocks whose sums it holds (small_m_single.py).
-        if config.separate:
+        if self.config.separate:
             self.scale_group, self.scale_block, self.scale_step = self.t & 1, self.t >> 1, 2
             self.selector = Uint32(0x6420) + Uint32(self.scale_block) * Uint32(0x1111)
         else:
             self.scale_group, self.scale_block, self.scale_step = self.t >> 1, (self.t & 1) * 2, 1
             self.selector = Uint32(0x5410) + Uint32(self.t & 1) * Uint32(0x2222)
-        # Compact rows that do not start at a multiple of 4 bytes cannot be copied: their scales go through registers.
-        self.by_byte = layout == "compact" and vector == 8
-        self.scale_words = cute.make_rmem_tensor(2 * config.row_tiles * config.depth, Uint32)
 
     def bases(self, tile: Int32) -> list:
         """What addresses of `row_tiles` tiles are made of: a row for each, and addresses of its scales of K unit 0."""
@@ -98,8 +106,9 @@ class WeightStream(DeviceStruct):
             codes = self.code_slots + Uint32(slot * SLOT_BYTES)
             for h in range(2):
                 for piece in range(16 // self.vector):
-                    at, offset = self.vector * piece, 64 * d + self.vector * piece
-                    copy_async(codes + Uint32(512 * h + at), rows[h], offset, self.vector, valid[piece], more)
+                    at = self.vector * piece
+                    target, offset = codes + Uint32(512 * h + at), 64 * d + at
+                    copy_async(target, rows[h], offset, self.vector, valid[piece], more, self.policy)
             self._load_scales(scales, slot, d, left - UNIT * d, more)
         ptx.asm("cp.async.commit_group;", None, effect=True)
 
@@ -107,11 +116,11 @@ class WeightStream(DeviceStruct):
         target = self.scale_slots + Uint32(slot * SLOT_BYTES)
         valid = left > self.scale_group * 64
         if self.layout == "tiled":
-            copy_async(target, where[0], TILED_UNIT_BYTES * d, 8, valid, more)
+            copy_async(target, where[0], TILED_UNIT_BYTES * d, 8, valid, more, self.policy)
             return
         for h, address in enumerate(where):
             if not self.by_byte:
-                copy_async(target + Uint32(4 * h), address, 8 * d, 4, valid, more)
+                copy_async(target + Uint32(4 * h), address, 8 * d, 4, valid, more, self.policy)
                 continue
             blocks = [self.scale_group * 4 + self.scale_block + self.scale_step * i for i in range(2)]
             bytes_ = [
@@ -151,15 +160,19 @@ def wide_product(a: Int32, b: Int32, c: Int64) -> Int64:
     return ptx.asm("mad.wide.u32 $0, $1, $2, $3;", Int64, a, b, c)
 
 
-def copy_async(target: Uint32, base: Int64, offset: int, size: int, valid: Boolean, more: Boolean) -> None:
+def copy_async(target: Uint32, base: Int64, offset: int, size: int, valid: Boolean, more: Boolean, policy) -> None:
     """Copy `size` bytes of global memory to shared memory; zeros if not `valid`, nothing if not `more`.
 
-    L2 fetches 256 bytes around codes: 0.3 us of 29.4 on an H200 at (7168, 16384), where 128 are the default.
+    Every byte of the weight is read once: it leaves the L2 cache first, and what others keep there stays, above all
+    what they have written and is not yet in memory. Behind a kernel that has filled the cache, as in benchmarks, its
+    50 MB had to be written back while the weight came in: 28.2 us without the policy at (7168, 16384) on an H200, 25.9
+    with it; where the cache had been filled by reading, 24.3 without. L2 fetches whole lines around codes: 256 bytes
+    were 0.3 us slower with this policy.
     """
-    kind = "cg.shared.global.L2::256B" if size == 16 else "ca.shared.global"
+    kind = "cg.shared.global.L2::cache_hint.L2::128B" if size == 16 else "ca.shared.global.L2::cache_hint"
     text = (
         "{ .reg .pred m, v; .reg .b32 n; setp.ne.u32 m, $2, 0; setp.ne.u32 v, $3, 0; "
         f"selp.b32 n, {size}, 0, v; "
-        f"@m cp.async.{kind} [$0], [$1+{offset}], {size}, n; }}"
+        f"@m cp.async.{kind} [$0], [$1+{offset}], {size}, n, $4; }}"
     )
-    ptx.asm(text, None, target, base, Uint32(more), Uint32(valid), effect=True)
+    ptx.asm(text, None, target, base, Uint32(more), Uint32(valid), policy, effect=True)
