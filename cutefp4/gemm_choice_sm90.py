@@ -1,28 +1,34 @@
 """From a product to the plan that a Hopper GPU runs, and an explanation of it.
 
-Which of the two kernels runs is decided here; how D and the epilogue's matrices go to and from memory follows from the
-request.
+Which of the three kernels runs is decided here; how D and the epilogue's matrices go to and from memory follows from
+the request.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cutefp4 import ops_gemm_few_rows as few
 from cutefp4 import ops_gemm_small_m as small
 from cutefp4 import tuned
 from cutefp4.budget_sm90 import sm90_budget_table
 from cutefp4.config import K_BLOCK, Sm90Config
+from cutefp4.config_few_rows import FewRowsConfig
 from cutefp4.config_small_m import SmallMConfig
 from cutefp4.errors import UnsupportedError
 from cutefp4.gemm_plan import Sm90GemmPlan, check_index_range
+from cutefp4.gemm_plan_few_rows import Sm90FewRowsPlan
 from cutefp4.gemm_plan_small_m import Sm90SmallMPlan
 from cutefp4.gemm_request_sm90 import GemmRequest
-from cutefp4.heuristics import sm90, small_m
+from cutefp4.heuristics import few_rows, sm90, small_m
 from cutefp4.legality_sm90 import sm90_problems
 from cutefp4.scale_layout import round_up
 
-AnyConfig = Sm90Config | SmallMConfig
-AnyPlan = Sm90GemmPlan | Sm90SmallMPlan
+CLOCKS_PER_US, LAUNCH_US = 1755.0, 3.3
+"""What turns the clocks of heuristics/sm90.py into microseconds, of 64 rows and (7168, 16384) or (8192, 8192)."""
+
+AnyConfig = Sm90Config | SmallMConfig | FewRowsConfig
+AnyPlan = Sm90GemmPlan | Sm90SmallMPlan | Sm90FewRowsPlan
 
 
 def make_plan(request: GemmRequest, arch: str, sms: int) -> AnyPlan:
@@ -43,18 +49,27 @@ def make_plan(request: GemmRequest, arch: str, sms: int) -> AnyPlan:
 
 
 def choose(request: GemmRequest, sms: int) -> AnyConfig:
-    """The heuristic's configuration: the small-M kernel where it serves the request and is measured to be faster."""
+    """The heuristic's configuration: of the kernels for few rows where they serve the request and are measured to be
+    faster."""
     if small.serves(request):
         found = small_m.choose(request.m, request.n, request.k, request.batch, request.activations, sms)
         if found is not None:
             return found
-    return sm90.choose(request.shape(), sms, request.batch_invariant)
+    shape = request.shape()
+    other = sm90.choose(shape, sms, request.batch_invariant)
+    if few.serves(request):
+        us = sm90.estimate(other, shape, sms) / CLOCKS_PER_US + LAUNCH_US
+        sizes = request.m, request.n, request.k, request.batch, request.activations
+        return few_rows.choose(*sizes, sms, us) or other
+    return other
 
 
 def config_problems(config: AnyConfig, request: GemmRequest, sms: int = sm90.SMS) -> list[str]:
     """Every reason why a configuration cannot serve a request; empty if it can."""
     if isinstance(config, SmallMConfig):
         return small.problems(config, request, sms)
+    if isinstance(config, FewRowsConfig):
+        return few.problems(config, request)
     return sm90_problems(config, *request.shape().operands(config), request.staged_store())
 
 
@@ -62,6 +77,8 @@ def plan_with(config: AnyConfig, request: GemmRequest, arch: str) -> AnyPlan:
     """The plan that serves a request with a given, legal configuration."""
     if isinstance(config, SmallMConfig):
         return small.plan(config, request, arch)
+    if isinstance(config, FewRowsConfig):
+        return few.plan(config, request, arch)
     store = request.store()
     if config.swap_ab and store == "pairs":
         store = "elements"
@@ -93,6 +110,8 @@ class PlannedGemm:
         what = f"{kind} {r.m}x{r.n}x{r.k}, batch {r.batch}, D {r.out_dtype}"
         if isinstance(self.plan, Sm90SmallMPlan):
             return "\n".join([what, *small.explain(self.plan, r, self.sms)])
+        if isinstance(self.plan, Sm90FewRowsPlan):
+            return "\n".join([what, *few.explain(self.plan, r, self.sms)])
         c, padded = self.plan.config, round_up(r.k, K_BLOCK)
         rows_m, rows_n = (r.n, r.m) if c.swap_ab else (r.m, r.n)
         tiles = -(-rows_m // c.tile_m) * -(-rows_n // c.tile_n) * r.batch

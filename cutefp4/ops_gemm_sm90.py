@@ -17,6 +17,7 @@ from collections.abc import Mapping
 import torch
 
 from cutefp4 import compile as kernel_cache
+from cutefp4 import ops_gemm_few_rows as few
 from cutefp4 import ops_gemm_small_m as small
 from cutefp4 import tuned, workspace
 from cutefp4.config import K_BLOCK
@@ -26,6 +27,7 @@ from cutefp4.errors import UnsupportedError
 from cutefp4.format import BLOCK
 from cutefp4.gemm_choice_sm90 import AnyPlan, PlannedGemm, make_plan
 from cutefp4.gemm_plan import Sm90GemmPlan
+from cutefp4.gemm_plan_few_rows import Sm90FewRowsPlan
 from cutefp4.gemm_plan_small_m import Sm90SmallMPlan
 from cutefp4.gemm_request_sm90 import GemmRequest
 from cutefp4.launch import Operator, arch_of, sm_count, target
@@ -71,6 +73,9 @@ def _run(tensors: list[torch.Tensor], named: dict[str, torch.Tensor], d, request
     plan, sms = _planned(request, d.device)
     if isinstance(plan, Sm90SmallMPlan):
         small.run(plan, tensors, [d, *named.values()], request, sms)
+        return
+    if isinstance(plan, Sm90FewRowsPlan):
+        few.run(plan, tensors, [d, *named.values()])
         return
     if request.k % K_BLOCK:
         tensors = _padded_operand(*tensors[:2]) + _padded_operand(*tensors[2:])

@@ -10,6 +10,7 @@ from dataclasses import fields
 from typing import Any
 
 from cutefp4.config import Sm90Config
+from cutefp4.config_few_rows import FewRowsConfig
 from cutefp4.config_sm100 import Sm100Config
 from cutefp4.config_small_m import SmallMConfig
 from cutefp4.errors import OperandError
@@ -41,6 +42,12 @@ AXES: dict[type, dict[str, tuple]] = {
         "cluster": (1, 2, 4),
         "ctas_per_sm": (1, 2),
     },
+    FewRowsConfig: {
+        "atoms": (1, 2, 4),
+        "k_groups": (1, 2, 4),
+        "stages": (MOST,),
+        "cluster": (1, 2, 4, 8),
+    },
     Sm100Config: {
         "tile_m": (128, 256),
         "tile_n": (64, 128, 192, 256),
@@ -71,10 +78,11 @@ FULL_AXES: dict[type, dict[str, tuple]] = {
         "cluster": (1, 2, 4, 8),
         "ctas_per_sm": (1, 2, 3),
     },
+    FewRowsConfig: {"stages": (2, 3, 4, 5, 6, 7, 8)},
     Sm100Config: {"raster_group": (1, 4, 8, 16), "stages": (2, 3, 4, 5, 6, 7, 8)},
 }
 """Further values with `--full`: what matters less, or is fixed by the shape."""
-STAGE_FIELD = {Sm90Config: "load_stages", Sm100Config: "stages"}
+STAGE_FIELD = {Sm90Config: "load_stages", FewRowsConfig: "stages", Sm100Config: "stages"}
 
 
 def axes_of(kind: type, given: dict[str, list[str]], full: bool, base: Any) -> dict[str, tuple]:

@@ -15,6 +15,7 @@ from typing import Any
 from cutefp4.cli.sweep.axes import MOST, STAGE_FIELD, axes_of
 from cutefp4.cli.sweep.case import Case
 from cutefp4.cli.sweep.target import Target
+from cutefp4.config_few_rows import FewRowsConfig
 from cutefp4.config_small_m import SmallMConfig
 from cutefp4.errors import OperandError
 
@@ -152,7 +153,7 @@ def _judge(target: Target, case: Case, kind: type, axes: dict[str, tuple]) -> _J
     fixed = {f.name: (f.default,) for f in fields(kind) if f.name in NEVER_ILLEGAL and len(axes[f.name]) == 1}
     axes = axes | fixed
     request = target.request(case)
-    shape = request.shape() if kind is SmallMConfig else replace(request.shape(), m=0, n=0, k=0)
+    shape = request.shape() if kind in (SmallMConfig, FewRowsConfig) else replace(request.shape(), m=0, n=0, k=0)
     key = (target, kind, tuple(axes.items()), request.store(), shape)
     if key in _judged:
         return _judged[key]

@@ -6,14 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
-from cutefp4 import gemm_choice_sm90, gemm_choice_sm100, ops_gemm_small_m
+from cutefp4 import gemm_choice_sm90, gemm_choice_sm100, ops_gemm_few_rows, ops_gemm_small_m
 from cutefp4.budget_sm90 import with_most_stages
 from cutefp4.cli.sweep.case import EPILOGUES, Case
 from cutefp4.config import Sm90Config
+from cutefp4.config_few_rows import FewRowsConfig
+from cutefp4.config_few_rows import with_most_stages as most_stages_of_few_rows
 from cutefp4.config_sm100 import Sm100Config, sm100_problems
 from cutefp4.config_small_m import SmallMConfig
 from cutefp4.errors import UnsupportedError
-from cutefp4.heuristics import sm90, sm100, small_m
+from cutefp4.heuristics import few_rows, sm90, sm100, small_m
 from cutefp4.layer_plans import SMS
 from cutefp4.legality_sm90 import sm90_problems
 from cutefp4.plan import Plan
@@ -45,8 +47,9 @@ class Target:
         """The classes of configurations, one for each kernel that may serve the case."""
         if self.arch != "sm_90a":
             return [Sm100Config]
-        few = case.m <= small_m.MAX_M and ops_gemm_small_m.serves(self.request(case))
-        return [Sm90Config, *([SmallMConfig] if few else [])]
+        small = case.m <= small_m.MAX_M and ops_gemm_small_m.serves(self.request(case))
+        few = case.m <= few_rows.MAX_M and ops_gemm_few_rows.serves(self.request(case))
+        return [Sm90Config, *([SmallMConfig] if small else []), *([FewRowsConfig] if few else [])]
 
     def request(self, case: Case):
         return case.request(self.arch)
@@ -64,6 +67,8 @@ class Target:
         request = self.request(case)
         if kind is SmallMConfig:
             return lambda config: ops_gemm_small_m.problems(config, request, self.sms)
+        if kind is FewRowsConfig:
+            return lambda config: ops_gemm_few_rows.problems(config, request)
         shape = request.shape()
         if kind is Sm100Config:
             return lambda config: gemm_choice_sm100.config_problems(config, request)
@@ -85,6 +90,8 @@ class Target:
         r = self.request(case)
         if kind is SmallMConfig:
             return small_m.best(r.m, r.n, r.k, r.batch, r.activations, self.sms) or SmallMConfig()
+        if kind is FewRowsConfig:
+            return few_rows.best(r.m, r.n, r.k, r.batch, r.activations, self.sms)
         if kind is Sm90Config:
             return sm90.choose(r.shape(), self.sms, r.batch_invariant)
         return self.choice(case)
@@ -95,6 +102,8 @@ class Target:
         if isinstance(config, Sm100Config):
             vectors = request.shape().column_vectors
             return sm100.with_most_stages(config, vectors) if not sm100_problems(config, vectors) else config
+        if isinstance(config, FewRowsConfig):
+            return most_stages_of_few_rows(config)
         return with_most_stages(config, *request.shape().operands(config), request.staged_store())
 
     def candidates(self, case: Case) -> list[Any]:
@@ -105,6 +114,8 @@ class Target:
         found = list(sm90.candidates(r.shape(), r.batch_invariant))
         if SmallMConfig in self.kinds(case):
             found += small_m.candidates(r.m, r.n, r.k, r.batch, r.activations, self.sms)
+        if FewRowsConfig in self.kinds(case):
+            found += few_rows.candidates(r.m, r.activations)
         return found
 
     def shared_bytes(self, config: Any, case: Case) -> int:
@@ -119,6 +130,8 @@ class Target:
         shape = request.shape()
         if isinstance(config, SmallMConfig):
             return Prediction(small_m.estimate(config, request.n, request.k, request.batch, self.sms), "memory")
+        if isinstance(config, FewRowsConfig):
+            return Prediction(few_rows.estimate(config, request.n, request.k, request.batch, self.sms))
         if isinstance(config, Sm100Config):
             found = estimate_sm100(config, shape, with_sms(self.sms))
             return Prediction(found.us, found.limiter)
