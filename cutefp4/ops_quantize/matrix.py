@@ -22,8 +22,8 @@ def _quantize_matrix(x, recipe: QuantRecipe, given: tuple, random, row: Copy | N
         amax = partial_amaxes(x)
         cast_rows(x, text, row.codes, row.scales.view(-1), amax, random, True, "none")
         return amax[0], None
-    # On (16384, 6144) with tensor scaling, by rows and by tiles: strict 4over6 105 and 145 us, stochastic rounding 71
-    # and 78 (in tiles it keeps 83 registers, for two CTAs an SM, or spills).
+    # On (16384, 6144) with tensor scaling, by rows and by tiles: strict 4over6 103 and 145 us, stochastic rounding 75
+    # and 79 (in tiles it keeps 83 registers, for two CTAs an SM, or spills).
     if rowwise_blocks and (
         recipe.scaling == "token" or recipe.four_over_six != "none" or recipe.rounding == "stochastic"
     ):

@@ -6,7 +6,8 @@ next row's begins in the same place. A copy is 16 bytes; those of neighbouring t
 L1: past it, every 32-byte sector would be read from L2 twice, and each kernel took 130 us instead of 73 to 104.
 
 (16384, 6144): 4over6 98.7 us instead of 103.5 (fast) and 103.8 instead of 106.9 (strict); de-interleaving 32 columns
-146 us instead of 152 (8 columns: 143 and 142). RMSNorm took 95 us instead of 85 and has its next row in registers.
+146 us instead of 152, 8 columns 143 and 142 (a second run: 148 and 145). RMSNorm took 95 us instead of 85 and has its
+next row in registers.
 """
 
 from dataclasses import dataclass
