@@ -44,13 +44,12 @@ from tests.kernels.hopper import expect, operand, run_config
 TOOLS = ("memcheck", "racecheck", "initcheck")
 OURS = ("--kernel-regex", "kns=kernel_cutlass")
 """Instrument kernels of the DSL only; but initcheck must see what torch's kernels have written."""
-CTAS = 4
 
 
-def _configured(config: Sm90Config, m: int, n: int, k: int, device: str) -> None:
+def _configured(config: Sm90Config, m: int, n: int, k: int, device: str, ctas: int = 4) -> None:
     """A product with a configuration of the large kernel, twice: the second finds what the first left behind."""
     a, b = operand(m, k, 1, device=device), operand(n, k, 2, layout="compact", device=device)
-    for d in run_config(config, a, b, CTAS)[0]:
+    for d in run_config(config, a, b, ctas)[0]:
         assert_same_bits(d, expect(a, b))
 
 
@@ -100,6 +99,7 @@ CASES: dict[str, Callable[[str], None]] = {
     "gemm pair": _shared_k(replace(sm90.SMALL[4], splits=2, split_pair=True)),
     "gemm staged pair": _shared_k(replace(STAGED, splits=2, split_pair=True)),
     "gemm staged four": _shared_k(replace(STAGED, splits=4, split_pair=True)),
+    "gemm helped": partial(_configured, replace(STAGED, splits=2, split_pair=True, helped=True), 9, 304, 2816, ctas=8),
     "gemm 16 bits": _case(A16Case(m=300, n=264, k=192)),
     "gemm 16 bits few": _case(A16Case(m=150, n=300, k=192, dtype="float16", out="float16", scales="compact")),
     "gemm epilogue": _case(GemmCase(m=150, bias="bfloat16", activation="gelu", accumulate=True)),
