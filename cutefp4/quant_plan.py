@@ -205,6 +205,11 @@ class CastTilesPlan(Plan):
         return rounds_on_grid(self.arch, self.dtype, self.math)
 
     @property
+    def in_lanes(self) -> bool:
+        """Whether codes are rounded two elements at a time (kernels/quantize/lane_encode.py), exceptions on a grid."""
+        return self.on_grid and self.block == "1d"
+
+    @property
     def shares_codes(self) -> bool:
         """Whether the columnwise codes are the transpose of the rowwise ones, if the outer amaxes are equal."""
         same = self.math.rounding == "nearest" and (

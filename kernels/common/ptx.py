@@ -45,6 +45,10 @@ def mul(a: Float32, b: Float32) -> Float32:
     return asm("mul.rn.f32 $0, $1, $2;", Float32, a, b)
 
 
+def mul_rz(a: Float32, b: Float32) -> Float32:
+    return asm("mul.rz.f32 $0, $1, $2;", Float32, a, b)
+
+
 def add(a: Float32, b: Float32) -> Float32:
     return asm("add.rn.f32 $0, $1, $2;", Float32, a, b)
 

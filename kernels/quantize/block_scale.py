@@ -31,6 +31,7 @@ PER_TOKEN_FLOOR = 1e-12
 TORCHAO_SCALE_FLOOR = 2.0**-6
 _SIXTH = 0x3E2AAAAB  # fl(1/6)
 _BYTE_256 = 0x78
+_NAN = 0x7FFFFFFF
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Outer:
         block_factor: fl(S_enc * c6).
         s_dec: fl(1 / S_enc); torchao: min(fl(1 / p), FLT_MAX).
         rescale: 2^64 if s_dec is so small that scale * s_dec may be subnormal, else 1; per_token: S_enc * 2^64.
+        usual: s_dec (per_token: rescale), but NaN unless s_dec is between 2^-60 and 2^60; None for torchao.
     """
 
     amax: Float32
@@ -50,6 +52,7 @@ class Outer:
     block_factor: Float32
     s_dec: Float32
     rescale: Float32
+    usual: Float32 | None = None
 
 
 def encode_scale_of(amax: Float32, e4m3_max: int) -> Float32:
@@ -71,7 +74,9 @@ def outer_of(amax: Float32, arithmetic: str, e4m3_max: int) -> Outer:
         rescale = ptx.mul(s_enc, Float32(2.0**64))
     else:
         rescale = ptx.select(s_dec < Float32(2.0**-60), Float32(2.0**64), Float32(1.0))
-    return Outer(amax, s_enc, ptx.mul(s_enc, ptx.from_bits(Uint32(_SIXTH))), s_dec, rescale)
+    usual = (s_dec >= Float32(2.0**-60)) & (s_dec <= Float32(2.0**60))
+    usual = ptx.select(usual, rescale if arithmetic == "per_token" else s_dec, ptx.from_bits(Uint32(_NAN)))
+    return Outer(amax, s_enc, ptx.mul(s_enc, ptx.from_bits(Uint32(_SIXTH))), s_dec, rescale, usual)
 
 
 def _newton_reciprocal(p: Float32) -> Float32:
@@ -89,11 +94,11 @@ def multiplier_of(scale: Float32, outer: Outer) -> Float32:
     return ptx.fmin(ptx.mul(_newton_reciprocal(p), outer.rescale), Float32(FLT_MAX))
 
 
-def _divide_by_scale(lifted: Float32, scale: Float32) -> Float32:
-    """fl(S_enc / scale) for lifted = S_enc * 2^64, S_enc <= 2^60 and an E4M3 scale; NaN for a scale of 0."""
+def _divide_by_scale(lifted: Float32, scale: Float32, power: float = 1.0) -> Float32:
+    """fl(S_enc / scale) * power for lifted = S_enc * 2^64, S_enc <= 2^60 and an E4M3 scale; NaN for a scale of 0."""
     r = _newton_reciprocal(scale)
     q = ptx.mul(lifted, r)
-    return ptx.mul(ptx.fma(ptx.fma(-q, scale, lifted), r, q), Float32(2.0**-64))
+    return ptx.mul(ptx.fma(ptx.fma(-q, scale, lifted), r, q), Float32(2.0**-64 * power))
 
 
 def scale_byte(bamax: Float32, block_factor: Float32) -> Uint32:
@@ -125,6 +130,20 @@ def multiplier_and_inverse(byte: Uint32, outer: Outer, arithmetic: str) -> tuple
         return multiplier_of(scale, outer), ptx.fmax(ptx.mul(scale, outer.s_dec), Float32(1 / FLT_MAX))
     scale = scale_value(ptx.select(byte == Uint32(0), Uint32(_BYTE_256), byte))
     return _divide_by_scale(outer.rescale, scale), ptx.mul(scale, outer.s_dec)
+
+
+def usual_multiplier(byte: Uint32, top: Float32, outer: Outer, arithmetic: str, power: float):
+    """(multiplier * power, whether it is that and the product of `top` is below 7), for an outer amax that is usual.
+
+    Not for "torchao". "per_token": see `multiplier_and_inverse`.
+    """
+    if arithmetic == "te":
+        p = ptx.mul(scale_value(byte), outer.usual)
+        factor = ptx.fmin(ptx.mul(_newton_reciprocal(p), Float32(power)), Float32(FLT_MAX * power))
+        return factor, top <= ptx.mul(p, Float32(6.9))
+    scale = scale_value(ptx.select(byte == Uint32(0), Uint32(_BYTE_256), byte))
+    factor = _divide_by_scale(outer.usual, scale, power)
+    return factor, ptx.mul(top, factor) < Float32(7 * power)
 
 
 def least_multiplier(outer: Outer, arithmetic: str) -> Float32:

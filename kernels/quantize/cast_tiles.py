@@ -35,19 +35,17 @@ from cutefp4.kernels.common.philox import key_schedule
 from cutefp4.kernels.quantize import tile_choice, tile_smem, tile_transpose
 from cutefp4.kernels.quantize.input_block import BYTES, DTYPES, positive_nans
 from cutefp4.kernels.quantize.tile_encode import (
-    OUTER_BYTES,
     Random,
     Shared,
     column_lines,
     encode_columns,
     encode_rows,
-    fill_outers,
     row_lines,
-    scalar_outers,
 )
 from cutefp4.kernels.quantize.tile_group import encode_group_columns
 from cutefp4.kernels.quantize.tile_io import THREADS, TileIo, items_per_thread, load_tile, row_item, rows_to_item
 from cutefp4.kernels.quantize.tile_map import in_groups, single
+from cutefp4.kernels.quantize.tile_outers import OUTER_BYTES, fill_outers, scalar_outers
 from cutefp4.kernels.quantize.tile_tail import clear_tail
 from cutlass import Int32, Int64, Uint32
 from cutlass.cute.runtime import make_fake_stream, make_fake_tensor
@@ -111,13 +109,14 @@ def build(plan: CastTilesPlan):
             row_outer = col_outer = None
             if cutlass.const_expr(not plan.token):
                 row_outer, col_outer = scalar_outers(plan, io)
-            loaded = [positive_nans(words, plan.dtype) for words in loaded]
+            if cutlass.const_expr(not plan.on_grid):
+                loaded = [positive_nans(words, plan.dtype) for words in loaded]
             if cutlass.const_expr(plan.columnwise):
                 for j in cutlass.range_constexpr(items_per_thread(plan)):
                     row, block = row_item(plan, tid, 0)
                     tile_smem.write_block(shared.tile, row, rows_to_item(plan, j), block, loaded[j])
             if cutlass.const_expr(plan.token):
-                fill_outers(plan, io, shared)
+                fill_outers(plan, io, shared.outers)
             if cutlass.const_expr(two_d):
                 tile_choice.clear(shared.choice, tid)
                 cute.arch.sync_threads()

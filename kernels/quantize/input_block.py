@@ -124,6 +124,21 @@ def finite_to_float(word: Uint32, half: int) -> Float32:
     return ptx.from_bits(ptx.asm(text, Uint32, word, zero_and_one))
 
 
+def zero_below_negative(count: Int32) -> Uint32:
+    """+0 and -0 as bf16, as the compiler, which would make it anew for every use, does not know: count >= 0."""
+    return ptx.lop3(Uint32(count), Uint32(0x80000000), Uint32(0), 0x0C)
+
+
+def signed_to_float(word: Uint32, half: int, zeros: Uint32) -> Float32:
+    """The same of either sign: (x * 0 + 0, x * 1 - 0). zeros: `zero_below_negative`."""
+    pair = "lo, hi" if half else "lo, lo"
+    text = (
+        "{ .reg .b16 lo, hi; .reg .b32 w; mov.b32 {lo, hi}, $1; "
+        f"mov.b32 w, {{{pair}}}; fma.rn.bf16x2 $0, w, $2, $3; }}"
+    )
+    return ptx.from_bits(ptx.asm(text, Uint32, word, Uint32(0x3F800000), zeros))
+
+
 def magnitudes_of(words: list[Uint32], dtype: str) -> list[Uint32]:
     """|x| of 16-bit elements, half by half."""
     return [ptx.asm(f"abs.{_SHORT[dtype]}x2 $0, $1;", Uint32, word) for word in words]
@@ -176,6 +191,28 @@ def max_words(top: Uint32, word: Uint32, dtype: str) -> Uint32:
     if dtype == "float32":
         return ptx.bits(ptx.fmax(ptx.from_bits(top), ptx.fabs(ptx.from_bits(word))))
     return ptx.max_abs_16x2(top, word, _SHORT[dtype])
+
+
+def _nan_lanes(words: list[Uint32]) -> Uint32:
+    """Lane-wise amax of bf16 words, NaN if there is one."""
+    text = "max.NaN.xorsign.abs.bf16x2 $0, $1, $2;"
+    while len(words) > 1:
+        pairs = [ptx.asm(text, Uint32, a, b) for a, b in zip(words[::2], words[1::2], strict=False)]
+        words = pairs + (words[len(words) - 1 :] if len(words) % 2 else [])
+    return words[0]
+
+
+def nan_amax(words: list[Uint32]) -> Float32:
+    """max |x| of a block of bf16, NaN if there is one."""
+    top = _nan_lanes(words)
+    low, high = (ptx.fabs(to_float(top, half, "bfloat16")) for half in (0, 1))
+    return ptx.asm("max.NaN.f32 $0, $1, $2;", Float32, low, high)
+
+
+def nan_amaxes(words: list[Uint32]) -> list[Float32]:
+    """max |x| of the two columns of 16 words of bf16, NaN if there is one."""
+    top = _nan_lanes(words)
+    return [ptx.fabs(to_float(top, half, "bfloat16")) for half in (0, 1)]
 
 
 def packed_amax(words: list[Uint32], dtype: str) -> Uint32:

@@ -1,4 +1,4 @@
-"""The passes over a tile: outer amaxes to encode factors, rows from registers, columns from shared memory."""
+"""The passes over a tile: rows from registers, columns from shared memory."""
 
 from dataclasses import dataclass, replace
 
@@ -13,9 +13,8 @@ from cutefp4.kernels.quantize.block_encode import (
     Encoded,
     encode_block,
     encode_line,
-    make_outer,
 )
-from cutefp4.kernels.quantize.block_scale import Outer, least_multiplier
+from cutefp4.kernels.quantize.block_scale import least_multiplier
 from cutefp4.kernels.quantize.grid_encode import encode_columns_on_grid, encode_row_on_grid
 from cutefp4.kernels.quantize.input_block import (
     BYTES,
@@ -23,11 +22,13 @@ from cutefp4.kernels.quantize.input_block import (
     block_amax,
     column_amaxes,
     pack,
+    positive_nans,
     unpack,
     unpack_columns,
     unpack_row,
     values_amax,
 )
+from cutefp4.kernels.quantize.lane_encode import encode_columns_in_lanes, encode_rows_in_lanes
 from cutefp4.kernels.quantize.tile_io import (
     GROUPS,
     THREADS,
@@ -41,12 +42,10 @@ from cutefp4.kernels.quantize.tile_io import (
     row_step,
     store_block,
 )
-from cutlass import Float32, Int32, Int64, Uint32
+from cutefp4.kernels.quantize.tile_outers import read_outer
+from cutlass import Float32, Int32, Uint32
 
 from cutefp4.quant_plan import CastTilesPlan
-
-OUTER_BYTES = 32
-"""Shared memory of one outer amax and its factors."""
 
 
 @dataclass(frozen=True)
@@ -72,64 +71,6 @@ class Random:
         if plan.math.rounding != "stochastic":
             return None
         return Dither(philox((*self.counter, Uint32(block), Uint32(row)), self.keys), self.folded)
-
-
-def _outer_vector(plan: CastTilesPlan, amax: Int64, index: Int32, valid, shared: Uint32, slot: Int32) -> None:
-    """Encode factors of one outer amax to a slot."""
-    value = ptx.from_bits(ptx.load_words(amax + Int64(index) * Int64(4), 1, valid)[0])
-    outer = make_outer(value, plan.math)
-    words = tuple(ptx.bits(v) for v in (outer.s_enc, outer.block_factor, outer.s_dec, outer.rescale))
-    where = shared + Uint32(slot) * Uint32(OUTER_BYTES)
-    ptx.store_shared(where, words)
-    ptx.store_shared(where + Uint32(16), (ptx.bits(outer.amax),))
-
-
-def read_outer(plan: CastTilesPlan, shared: Uint32, slot: Int32) -> Outer:
-    """The factors that `_outer_vector` stored; the amax itself only for 4over6, the one that uses it."""
-    where = shared + Uint32(slot) * Uint32(OUTER_BYTES)
-    rest = [ptx.from_bits(w) for w in ptx.load_shared(where, 4)]
-    fours = plan.math.four_over_six != "none"
-    amax = ptx.from_bits(ptx.load_shared(where + Uint32(16), 1)[0]) if fours else rest[0]
-    return Outer(amax, *rest)
-
-
-@cute.jit
-def _other_outer(plan: cutlass.Constexpr, outer: cutlass.Constexpr, amax: Float32, other: Float32):
-    """The fields of the `Outer` of another amax, which mostly is the same one."""
-    s_enc, block_factor, s_dec, rescale = outer.s_enc, outer.block_factor, outer.s_dec, outer.rescale
-    if ptx.bits(amax) != ptx.bits(other):
-        made = make_outer(other, plan.math)
-        s_enc, block_factor, s_dec, rescale = made.s_enc, made.block_factor, made.s_dec, made.rescale
-    return other, s_enc, block_factor, s_dec, rescale
-
-
-def scalar_outers(plan: CastTilesPlan, io: TileIo) -> list[Outer]:
-    """The one outer amax of the tensor or group, of the rowwise and the columnwise copy (of one if only it is made)."""
-    amaxes = [
-        ptx.load_words(amax + Int64(io.rows.group) * Int64(4), 1, io.rows.exists)[0]
-        for wanted, amax in ((plan.rowwise, io.row_amax), (plan.columnwise, io.col_amax))
-        if wanted
-    ]
-    row, column = ptx.from_bits(amaxes[0]), ptx.from_bits(amaxes[-1])
-    outer = make_outer(row, plan.math)
-    if len(amaxes) == 1:
-        return [outer, outer]
-    return [outer, Outer(*_other_outer(plan, outer, row, column))]
-
-
-@cute.jit
-def fill_outers(plan: cutlass.Constexpr, io: cutlass.Constexpr, shared: cutlass.Constexpr):
-    """Encode factors of the tile's rows (threads 0..127) and columns (128..255) to shared memory."""
-    slot = io.tid % 128
-    if io.tid < 128:
-        if cutlass.const_expr(plan.rowwise):
-            row = io.rows.local + slot
-            _outer_vector(plan, io.row_amax, io.rows.begin + row, row < io.rows.rows, shared.outers, io.tid)
-    else:
-        if cutlass.const_expr(plan.columnwise):
-            column = io.first_column + slot
-            valid = (column < io.n) & (slot < plan.tile_columns)
-            _outer_vector(plan, io.col_amax, io.rows.group * io.n + column, valid, shared.outers, io.tid)
 
 
 @cute.jit
@@ -160,6 +101,17 @@ def _encode_rows(plan: CastTilesPlan, io: TileIo, shared: Shared, loaded: list, 
     if plan.grouped and not plan.shares_codes:
         _encode_group_rows(plan, io, shared, sink, loaded, random, outer)
     else:
+        _encode_whole_rows(plan, io, shared, sink, loaded, random, outer)
+
+
+def _encode_whole_rows(
+    plan: CastTilesPlan, io: TileIo, shared: Shared, sink: Sink, loaded: list, random, outer
+) -> None:
+    """All blocks of all threads."""
+    if plan.in_lanes:
+        for j in range(0, len(loaded), 2):
+            _encode_row_pair(plan, io, shared, sink, loaded, outer, j)
+    else:
         for j, words in enumerate(loaded):
             _encode_row(plan, io, shared, sink, words, random, outer, j)
 
@@ -176,8 +128,7 @@ def _encode_group_rows(
 ):
     """Rows of a tile in which a group may end. In most tiles none does, and the blocks of a thread overlap."""
     if io.rows.local + 128 <= io.rows.rows:
-        for j in cutlass.range_constexpr(len(loaded)):
-            _encode_row(plan, io, shared, sink, loaded[j], random, outer, j)
+        _encode_whole_rows(plan, io, shared, sink, loaded, random, outer)
     else:
         for j in cutlass.range_constexpr(len(loaded)):
             _encode_row_of_group(plan, io, shared, sink, loaded[j], random, outer, j)
@@ -209,18 +160,40 @@ def _encode_row(
     plan: CastTilesPlan, io: TileIo, shared: Shared, sink: Sink, words: list, random: Random, outer, j: int
 ) -> None:
     """Block j of this thread."""
+    mine, top, four = _outer_and_tile(plan, io, shared, outer, j)
+    if plan.on_grid:
+        words = positive_nans(words, plan.dtype)
+        done = encode_row_on_grid(words, top, mine, plan.math.arithmetic, plan.dtype)
+    else:
+        r, b = row_item(plan, io.tid, j)
+        dither = random.words(plan, io.first_column // 16 + b, io.rows.local + r)
+        top = block_amax(words, plan.dtype) if top is None else top
+        done = _encode(plan, unpack_row(words, plan.dtype), top, four, mine, dither)
+    _store_row(plan, io, shared, sink, done, j)
+
+
+def _encode_row_pair(plan: CastTilesPlan, io: TileIo, shared: Shared, sink: Sink, loaded: list, outer, j: int) -> None:
+    """Blocks j and j + 1 of this thread, together with those of all threads of its warp."""
+    places = range(j, min(j + 2, len(loaded)))
+    outers = [_outer_and_tile(plan, io, shared, outer, i)[0] for i in places]
+    done = encode_rows_in_lanes([loaded[i] for i in places], outers, plan.math.arithmetic, io.n)
+    for i, encoded in zip(places, done, strict=True):
+        _store_row(plan, io, shared, sink, encoded, i)
+
+
+def _outer_and_tile(plan: CastTilesPlan, io: TileIo, shared: Shared, outer, j: int):
+    """The outer amax of block j of this thread; amax and choice of its 16x16 block, if it belongs to one."""
+    r, b = row_item(plan, io.tid, j)
+    mine = read_outer(plan, shared.outers, r) if plan.token else outer
+    if plan.block == "1d":
+        return mine, None, None
+    return mine, *tile_choice.read(plan, shared.choice, r // 16, b)
+
+
+def _store_row(plan: CastTilesPlan, io: TileIo, shared: Shared, sink: Sink, done: Encoded, j: int) -> None:
     blocks = io.n // 16
     r, b = row_item(plan, io.tid, j)
     row, block = io.rows.local + r, io.first_column // 16 + b
-    mine = read_outer(plan, shared.outers, r) if plan.token else outer
-    if plan.block == "2d":
-        top, four = tile_choice.read(plan, shared.choice, r // 16, b)
-    else:
-        top, four = None if plan.on_grid else block_amax(words, plan.dtype), None
-    if plan.on_grid:
-        done = encode_row_on_grid(words, top, mine, plan.math.arithmetic, plan.dtype)
-    else:
-        done = _encode(plan, unpack_row(words, plan.dtype), top, four, mine, random.words(plan, block, row))
     if plan.shares_codes:
         tile_transpose.put(plan, shared.codes, r, b, (done.low, done.high))
     valid = (row < io.rows.rows) & (block < blocks)
@@ -257,7 +230,7 @@ def _encode_columns(plan: CastTilesPlan, io: TileIo, shared: Shared, random: Ran
         places = [column_item(plan, io.tid, j, i) for i in range(4 // BYTES[plan.dtype])]
         outers = [read_outer(plan, shared.outers, c + 128) if plan.token else outer for _, c in places]
         randoms = [random.words(plan, io.rows.local // 16 + g, io.first_column + in_tile) for g, in_tile in places]
-        for i, done in enumerate(_encode_item(plan, shared, words, places, outers, randoms, signs)):
+        for i, done in enumerate(_encode_item(plan, io, shared, words, places, outers, randoms, signs)):
             g, in_tile = places[i]
             column, group = io.first_column + in_tile, io.rows.local // 16 + g
             valid = (column < io.n) & (group < blocks)
@@ -265,12 +238,12 @@ def _encode_columns(plan: CastTilesPlan, io: TileIo, shared: Shared, random: Ran
             store_block(plan, sink, column_step(plan, io, j, i), done, valid, padded)
 
 
-def _encode_item(plan: CastTilesPlan, shared: Shared, words, places, outers, randoms, factors):
+def _encode_item(plan: CastTilesPlan, io: TileIo, shared: Shared, words, places, outers, randoms, factors):
     """The blocks of one columnwise item of a thread."""
     columns = unpack_columns(words, plan.dtype)
     if plan.rht == "bf16" and plan.dtype == "bfloat16":
         blocks = [pack(transform(values.x, factors, "exact", plan.dtype), "bfloat16") for values in columns]
-        return [_encode_packed(plan, *rest) for rest in zip(blocks, outers, randoms, strict=True)]
+        return [_encode_packed(plan, io, *rest) for rest in zip(blocks, outers, randoms, strict=True)]
     if plan.rht == "none":
         tops = None if plan.on_grid else column_amaxes(words, plan.dtype)
     else:
@@ -280,14 +253,19 @@ def _encode_item(plan: CastTilesPlan, shared: Shared, words, places, outers, ran
     if plan.block == "2d":
         tops, fours = zip(*(tile_choice.read(plan, shared.choice, g, c // 16) for g, c in places), strict=True)
     if plan.on_grid and plan.rht == "none":
-        return encode_columns_on_grid(words, tops, outers, plan.math.arithmetic, plan.dtype, plan.ctas_per_sm < 4)
+        registers = plan.ctas_per_sm < 4
+        if plan.in_lanes:
+            return encode_columns_in_lanes(words, outers, plan.math.arithmetic, registers, io.n)
+        return encode_columns_on_grid(
+            positive_nans(words, plan.dtype), tops, outers, plan.math.arithmetic, plan.dtype, registers
+        )
     return [_encode(plan, *rest) for rest in zip(columns, tops, fours, outers, randoms, strict=True)]
 
 
-def _encode_packed(plan: CastTilesPlan, words: list, outer, random) -> Encoded:
+def _encode_packed(plan: CastTilesPlan, io: TileIo, words: list, outer, random) -> Encoded:
     """A block of packed bf16."""
-    if plan.on_grid:
-        return encode_row_on_grid(words, None, outer, plan.math.arithmetic, "bfloat16")
+    if plan.in_lanes:
+        return encode_rows_in_lanes([words], [outer], plan.math.arithmetic, io.n)[0]
     return _encode(plan, unpack_row(words, "bfloat16"), block_amax(words, "bfloat16"), None, outer, random)
 
 

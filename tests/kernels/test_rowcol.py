@@ -157,6 +157,30 @@ def test_products_that_round_to_ties(machine):
 
 
 @on_machines
+@pytest.mark.parametrize("recipe", [TE, TOKEN], ids=QuantRecipe.describe)
+def test_ties_of_outer_amaxes_with_few_factors(machine, recipe):
+    """Outer amaxes of 8 bits that are multiples of 3, 7 or 21 have block scales for which many products are ties."""
+    generator = torch.Generator().manual_seed(2)
+    for amax in (168.0, 147.0, 192.0, 126.0, 128.0):
+        integers = torch.randint(-255, 256, (80, 96), generator=generator).float()
+        x = integers * torch.exp2(torch.randint(-9, 1, (80, 96), generator=generator).float())
+        x = x.clamp(-amax, amax).bfloat16()
+        x[0], x[:, 1], x[2:4] = amax, amax / 2, x[2:4] / 64
+        check(machine, x, recipe, **BOTH)
+
+
+@on_machines
+def test_one_exceptional_block_in_a_warp(machine):
+    """The blocks beside it are encoded as carefully as it is; zeros, astronomic and tiny outer amaxes."""
+    x = cases.matrix(64, 128, "normal", 6)
+    x[3, 5], x[20, 40], x[21, 41] = float("nan"), float("inf"), -float("inf")
+    for recipe in (TE, TOKEN):
+        check(machine, x, recipe, amax=torch.tensor(3.5) if recipe is TE else None, **BOTH)
+        for scale in (0.0, 2.0**90, 2.0**-90, 2.0**-125):
+            check(machine, cases.matrix(64, 128, "row_scaled", 7) * scale, recipe, **BOTH)
+
+
+@on_machines
 def test_strided_misaligned_and_batched(machine):
     check(machine, cases.strided(cases.matrix(32, 160, "distinct")), TOKEN, **BOTH)
     wide = cases.matrix(32, 77, "distinct", dtype=torch.float32)
