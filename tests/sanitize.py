@@ -34,9 +34,10 @@ from cutefp4.acceptance.matrix import FOURS, TE, TOKEN
 from cutefp4.acceptance.producers import DeinterleaveCase, RmsNormCase, SwigluCase
 from cutefp4.acceptance.quantise import DequantiseCase, GroupedCase, QuantiseCase
 from cutefp4.config import Sm90Config
+from cutefp4.config_few_rows import FewRowsConfig
 from cutefp4.config_small_m import SmallMConfig
 from cutefp4.errors import CuteFP4Error
-from cutefp4.heuristics import sm90, small_m
+from cutefp4.heuristics import few_rows, sm90, small_m
 from cutefp4.warmup import warmup
 from tests.compare import assert_same_bits
 from tests.kernels.hopper import expect, operand, run_config
@@ -56,6 +57,17 @@ def _configured(config: Sm90Config, m: int, n: int, k: int, device: str, ctas: i
 def _small_m(config: SmallMConfig, m: int, n: int, k: int, device: str) -> None:
     a, b = operand(m, k, 1, device=device), operand(n, k, 2, device=device)
     with mock.patch.object(small_m, "choose", lambda *_: config), mock.patch.object(ops, "_plans", {}):
+        d = ops.gemm(a, b)
+    assert_same_bits(d.cpu(), expect(a, b))
+
+
+def _few_rows(config: FewRowsConfig, m: int, n: int, k: int, device: str) -> None:
+    a, b = operand(m, k, 1, device=device), operand(n, k, 2, device=device)
+    with (
+        mock.patch.object(small_m, "choose", lambda *_: None),
+        mock.patch.object(few_rows, "choose", lambda *_: config),
+        mock.patch.object(ops, "_plans", {}),
+    ):
         d = ops.gemm(a, b)
     assert_same_bits(d.cpu(), expect(a, b))
 
@@ -88,6 +100,8 @@ CASES: dict[str, Callable[[str], None]] = {
     "small M 32 rows": partial(_small_m, SmallMConfig(4, 8, 2, 2, 2, 2, 4), 32, 264, 1024),
     "small M one row": partial(_small_m, SmallMConfig(1, 1, 1, 3, 2, 2, 4, separate=True, early=0), 1, 300, 1216),
     "small M 16 bits": _case(A16Case(m=16, n=520, k=1024, out="bfloat16", bias=None)),
+    "few rows": partial(_few_rows, FewRowsConfig(64, 2, 2, 6, 2), 63, 200, 2240),
+    "few rows in a cluster": partial(_few_rows, FewRowsConfig(48, 1, 2, 4, 8), 41, 72, 2112),
     "gemm decoded": _dense(sm90.DECODED),
     "gemm staged": _dense(replace(sm90.WIDE, staged=True)),
     "gemm staged in pairs": _dense(replace(sm90.PAIRS[0], staged=True)),
