@@ -4,10 +4,10 @@ Measured on an H200 (us, L2 flushed, one process, interleaved; "before": half li
 first copies of the weight):
 
     M, N, K               W4A4 before   now    W4A16 before   now     a kernel that only reads the weight
-    1, 7168, 16384        29.2          26.5   29.3           26.9    21.5
-    16, 7168, 16384       31.9          29.3   31.9           -
-    1, 8192, 8192         20.2          17.4   20.6           18.8    15.0
-    16, 8192, 8192        22.9          21.1   -              22.6
+    1, 7168, 16384        28.7          25.3   28.8           25.7    21.5
+    16, 7168, 16384       31.3          28.8   31.7           29.7
+    1, 8192, 8192         19.7          16.8   20.1           17.8    15.0
+    16, 8192, 8192        22.7          20.9   -              21.7
 
 What it took: the weight leaves the L2 cache first (`copy_async` of kernels/sm90/small_m_weight.py: 2.3 us; most of
 what the kernel took longer than one that only reads was memory that the timer's flush had left in the cache to be
@@ -24,8 +24,8 @@ fixed latency. The last warp ends 12 % behind the median one, CTAs end over 2.3 
 What did not help at (7168, 16384), M = 1: more bytes in flight than 64 KB an SM (0 where nothing but copies); two CTAs
 on an SM (0 to +1); a second set of accumulators (0); row tiles that begin at different places along K (+0.4); K shared
 by all 8 warps of a CTA (0); bulk copies of 4 or 8 KB, 64 KB in flight (22.9 without any arithmetic), taken from a
-counter of all CTAs (+11); TMA boxes of 256 bytes x 4 rows (+0.2 to +5); a warm instruction cache (0); 15 or 16 warps
-with 4 units (16 rows, +2).
+counter of all CTAs (+11); TMA boxes of 256 bytes x 4 rows (+0.2 to +5); a warm instruction cache (0); 15 warps with
+4 units (16 rows, 0; with 6 +6), 10 with 8 (+2).
 """
 
 from __future__ import annotations
