@@ -2,17 +2,23 @@
 
 Measured on an H200 (us, L2 flushed, one process, interleaved; "before": what ran until then; quack: its W4A16):
 
-    M, N, K               W4A16 before   now    quack    W4A4 before   now
-    32, 7168, 16384       44.8           35.4   43.1
-    32, 8192, 8192        29.0           23.3   26.1
-    64, 7168, 16384       54.6           41.4   50.3     44.0          40.6
-    64, 8192, 8192        34.5           26.0   30.1     28.8          26.0
-    96, 7168, 16384       66.4           49.1   72.6
-    96, 8192, 8192        38.6           32.2   35.3
+    M, N, K               W4A16 before   now    quack           W4A4 before   now
+    24, 7168, 16384       44.8           35.0
+    24, 8192, 8192        29.2           23.6
+    32, 7168, 16384       44.8           35.4   43.1            34.8          36.8, not used
+    32, 8192, 8192        29.0           23.3   26.1            23.6          25.3, not used
+    48, 7168, 16384       54.4           39.2
+    48, 8192, 8192        34.3           24.5
+    64, 7168, 16384       54.1           40.9   50.3            44.2          43.3, not used
+    64, 8192, 8192        33.9           25.2   30.1 to 32.2    28.7          29.0, not used
+    96, 7168, 16384       66.4           49.1   72.6            58.5          50.1
+    96, 8192, 8192        38.6           32.2   35.3            34.2          33.7
 
-256 rows of the weight to a CTA, by four warpgroups, take 1680 clocks a stage (64 rows of A), of which the tensor core
-is busy 1024; 128 rows, with two warpgroups to an atom that share K, 880. Two wgmma between two decodes instead of one
-changed nothing (41.8 and 41.4 us). 64 rows to a CTA bring A in too often: 56.0 us.
+Of three runs, quack's from the first two. 256 rows of the weight to a CTA, by four warpgroups, take 1680 clocks a stage
+(64 rows of A), of which the tensor core is busy 1024; 128 rows, with two warpgroups to an atom that share K, 880. Two
+wgmma between two decodes instead of one changed nothing (41.8 and 41.4 us). 64 rows to a CTA bring A in too often: 56.0
+us. Stages of 128 rows: 6 of them 27.9 us at (64, 8192, 8192), 7 26.0, 8 25.5; 256 rows at (7168, 16384): 4 41.2, and
+where the sums lie over the stages 42.4, with 5 42.3.
 """
 
 from __future__ import annotations
