@@ -76,8 +76,8 @@ class SplitK(DeviceStruct):
             self._add(work.part_slot(part), acc, 0, self.config.tile_n // 2)
 
     def _parts_at_once(self) -> int:
-        """As many as 128 registers hold: then the first ones are added while others are on their way."""
-        return max(1, 128 // (self.config.m_atoms * self.config.tile_n // 2))
+        """As many as 64 registers hold: then the first ones are added while others are on their way (128 spilled)."""
+        return max(1, 64 // (self.config.m_atoms * self.config.tile_n // 2))
 
     def _vector(self, slot: Int32, atom: int, i: int) -> cute.Pointer:
         """Of registers i .. i + 3 of a 64-row tile."""
