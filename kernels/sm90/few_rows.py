@@ -28,7 +28,7 @@ Constraints: K % 64 == 0, any N >= 1, M <= tile_n; no SwiGLU over column pairs; 
 import cutlass
 import cutlass.cute as cute
 from cutlass import Float32, Int32, Int64, Uint8, Uint32
-from cutlass.cute.nvgpu import OperandMajorMode, warpgroup
+from cutlass.cute.nvgpu import OperandMajorMode, cpasync, warpgroup
 from cutlass.cute.runtime import make_fake_stream
 from cutlass.memory import SmemAllocator
 
@@ -131,6 +131,9 @@ class FewRows:
         warp, lane = cute.arch.make_warp_uniform(cute.arch.warp_idx()), thread % 32
         block, _, l = cute.arch.block_idx()
         tile, rank = block // config.cluster, block % config.cluster
+        if warp == config.consumer_warps:
+            for atom in (*tma[::2], tma_n[0]):
+                cpasync.prefetch_descriptor(atom)
         storage = Storage(config, self.size)
         spec = RingSpec("stages", config.stages, 2, 4 * config.atoms)
         ring = Ring(spec, storage.full, storage.empty)
@@ -168,11 +171,9 @@ class FewRows:
             cute.arch.setmaxregister_decrease(LOADER_REGISTERS)
             if warp == config.consumer_warps:
                 loader = PackedLoader(tma, storage.landed_m, storage.scales_m, self.weight, self.tiles)
-                loader.prefetch_descriptors()
                 load_role(loader, ring, (tile, first, count, l), self.size.tma)
             elif warp == config.consumer_warps + 1:
                 loader = ActivationLoader(tma_n, storage.decoded_n, self.format.dtype, self.tiles)
-                loader.prefetch_descriptors()
                 # Everything else may begin before the activations are staged.
                 cute.arch.griddepcontrol_wait()
                 load_role(loader, ring, (0, first, count, l), self.size.decoded_n)

@@ -120,9 +120,6 @@ class ActivationLoader(DeviceStruct):
         smem = cute.make_tensor(cute.recast_ptr(decoded, layout.inner, dtype=dtype), layout.outer)
         self.atom, (self.smem, self.gmem) = tma[0], _partition(tma[0], smem, tma[1], (tiles.tile_n, STAGE_K))
 
-    def prefetch_descriptors(self) -> None:
-        cpasync.prefetch_descriptor(self.atom)
-
     def issue(self, tile: Int32, k: Int32, l: Int32, stage: Int32, barrier: cute.Pointer) -> None:
         """Copy rows of tile `tile`, K stage `k` of batch `l`; completes on `barrier`."""
         cute.copy(self.atom, self.gmem[(None, tile, k, l)], self.smem[(None, stage)], tma_bar_ptr=barrier)
