@@ -27,6 +27,15 @@ SCALE_TILE_BYTES = 512
 WARPGROUP = 128
 
 
+def choice_problems(config, choices: dict[str, tuple]) -> list[str]:
+    """The fields of a configuration whose values are not among those accepted, as sentences."""
+    return [
+        f"{name}={getattr(config, name)!r} is not one of {', '.join(map(repr, accepted))}"
+        for name, accepted in choices.items()
+        if getattr(config, name) not in accepted
+    ]
+
+
 @dataclass(frozen=True)
 class Sm90Config:
     """How the Hopper GEMM kernel tiles a problem.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from cutefp4.config import Sm90Config, Sm90Operand
+from cutefp4.config import Sm90Config, Sm90Operand, choice_problems
 
 SMEM_BYTES = 232448 - 1024
 """Dynamic shared memory of a CTA on an H100 or H200, less what its static part may take."""
@@ -155,11 +155,7 @@ _CHOICES = {
 
 def few_rows_problems(config: FewRowsConfig, m: int) -> list[str]:
     """Every reason why the kernel cannot run a product of m rows with this configuration; empty if it can."""
-    found = [
-        f"{name}={getattr(config, name)!r} is not one of {', '.join(map(str, accepted))}"
-        for name, accepted in _CHOICES.items()
-        if getattr(config, name) not in accepted
-    ]
+    found = choice_problems(config, _CHOICES)
     if found:
         return found
     if m > config.tile_n:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cutefp4.config import choice_problems
+
 SMEM_BYTES = 232448 - 1024
 """Dynamic shared memory of a CTA on an H100 or H200, less what a CTA's static part may take."""
 
@@ -206,11 +208,7 @@ _CHOICES = {
 
 def small_m_problems(config: SmallMConfig, m: int, split: SmallMSplit) -> list[str]:
     """Every reason why the small-M kernel cannot run a product with this configuration; empty if it can."""
-    found = [
-        f"{name}={getattr(config, name)!r} is not one of {', '.join(map(str, accepted))}"
-        for name, accepted in _CHOICES.items()
-        if getattr(config, name) not in accepted
-    ]
+    found = choice_problems(config, _CHOICES)
     if found:
         return found
     if config.columns < N_TILE and config.n_tiles > 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cutefp4.budget_sm90 import SM90_REGISTERS, SM90_SMEM_BYTES, sm90_registers, sm90_smem
-from cutefp4.config import K_BLOCK, WARPGROUP, Sm90Config, Sm90Operand, store_box_blocks, store_boxes
+from cutefp4.config import K_BLOCK, WARPGROUP, Sm90Config, Sm90Operand, choice_problems, store_box_blocks, store_boxes
 
 _CHOICES = {
     "k_blocks": (1, 2, 4),
@@ -36,9 +36,7 @@ def _tile_problems(config: Sm90Config) -> list[str]:
             found.append(f"{name}={size} neither divides 128 nor is a multiple of it, the rows of a scale tile")
     if config.tile_n % 8 or not 8 <= config.tile_n <= 256:
         found.append(f"tile_n={config.tile_n} is not a wgmma N: a multiple of 8, at most 256")
-    for name, accepted in _CHOICES.items():
-        if getattr(config, name) not in accepted:
-            found.append(f"{name}={getattr(config, name)!r} is not one of {', '.join(map(repr, accepted))}")
+    found += choice_problems(config, _CHOICES)
     for name in ("load_stages", "mma_stages"):
         if getattr(config, name) < 2:
             found.append(f"{name}={getattr(config, name)} leaves nothing to overlap; at least 2")

@@ -11,7 +11,9 @@ are equal. Of the warps in them ncu finds 31 % issuing, 23 % waiting for shared 
 Tried there, where it takes 187.6 us (full; 183.1 scalar): C and vectors of a box read before it is computed 187.5,
 or before the barrier of the box before 187.6; two vectors in one access 0.2 us slower; the accumulators' power of two
 multiplied into the row's factor, 128 of 1060 instructions less: full 0.1 us faster, scalar 1.2 faster, but without bias
-and C ptxas serialised all wgmma (214 us).
+and C it took 214 us (perhaps serialised wgmma; its SASS was not read). One barrier for two boxes was 0.4 % faster in
+two runs, 186.8. Not taken yet: one for four, with C and vectors of the next box read ahead, 608 instead of 615 us at
+K = 2048 in one run, nothing at K = 4096.
 """
 
 from dataclasses import dataclass
