@@ -67,7 +67,8 @@ def check_recipe(recipe: QuantRecipe) -> None:
 def check_input(x, recipe: QuantRecipe, rowwise: bool, columnwise: bool | None, columns: int | None = None) -> None:
     if not isinstance(x, torch.Tensor) or isinstance(x, NVFP4Tensor):
         raise OperandError(f"x of type {type(x).__name__}", "a dense torch.Tensor", "pass the unquantised matrix")
-    if x.layout is not torch.strided:
+    # A graph of torch.compile holds dense tensors, and inside an autograd.Function it may not ask for the layout.
+    if not torch.compiler.is_compiling() and x.layout is not torch.strided:
         raise OperandError(f"x of layout {x.layout}", "a dense torch.Tensor", "convert x: x.to_dense()")
     if x.dtype not in INPUT_DTYPES:
         raise OperandError(f"x of dtype {x.dtype}", "bfloat16, float16 or float32", "convert x, e.g. x.bfloat16()")

@@ -127,8 +127,8 @@ def gemm_tree(
     # Stores after all reads: a sink may be the memory of a tile.
     memo: dict = {}
     quantized = tree.out if tree.quantizes() else None
-    d = evaluate(quantized.x if quantized else tree.out, acc, tensors, memo)
-    d = d.to(getattr(torch, quantized.dtype) if quantized else out_dtype)
+    d = evaluate(quantized.x if quantized is not None else tree.out, acc, tensors, memo)
+    d = d.to(getattr(torch, quantized.dtype) if quantized is not None else out_dtype)
     values = [(sink, evaluate(sink.value, acc, tensors, memo)) for sink in tree.sinks]
     for sink, value in values:
         if isinstance(sink, trees.Store):
@@ -139,7 +139,7 @@ def gemm_tree(
             largest = torch.nan_to_num(value.abs(), nan=0.0, posinf=math.inf).amax(axis)
             tensors[sink.name].copy_(torch.maximum(tensors[sink.name], largest))
     d = d if a.batch_shape else d[0]
-    if quantized:
+    if quantized is not None:
         amax = tensors[quantized.amax.name]
         return quantize(d, quantized.recipe, amax=amax if a.batch_shape else amax[0])[0]
     return d

@@ -68,7 +68,7 @@ def test_bias_activation_and_accumulation(device, activation):
 SUMS = {
     # rows, columns, K, dtype, elements that D's base is off by: how C + z reaches memory
     "mixed": (140, 136, 96, torch.float32, 0, ("tma_add", "tma")),
-    "long": (70, 136, 1088, torch.float32, 0, ("tma", "tma")),
+    "long": (140, 136, 1088, torch.float32, 0, ("tma", "tma")),
     "odd columns": (70, 135, 96, torch.float32, 0, ("elements", "elements")),
     "pairs": (70, 134, 96, torch.float32, 0, ("elements", "pairs")),
     "misaligned": (70, 136, 96, torch.float32, 1, ("elements", "elements")),
