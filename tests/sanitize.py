@@ -7,6 +7,12 @@
 Every case also compares its results with the oracle. A process runs several cases, so that what a process costs at its
 start is paid once; its summary is printed with their names.
 tests/test_sanitize.py holds the list of cases against the kernels that exist.
+
+What an H200 said of 45 cases: memcheck and initcheck 0 errors. racecheck reports hazards, though results are equal:
+cp.async of compact scales against reads of the stage before, and sums that st.async brings against what lay there
+before ("gemm pair"; none in "gemm staged four", where only TMA has written). Both are ordered by mbarriers; that
+racecheck does not follow these is our reading, not proven: letting every lane arrive changed nothing. The emulator
+models them and reports no race.
 """
 
 from __future__ import annotations

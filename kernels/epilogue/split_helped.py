@@ -5,6 +5,8 @@ of a tile's cluster, which need as long for theirs, add them to the columns that
 fixed.
 
 Waiting is safe because helpers wait for nobody and are the first CTAs of the grid: where a cluster runs, they do too.
+CUDA does not promise that CTAs begin in the order of the grid; the GPUs do it. Whatever else shares K either does not
+wait (split_k.py) or waits inside a cluster, which runs as a whole.
 
     partials   fp32 as in split_k.py, one slot per tile
     counters   int32 (tiles, consumer_groups): 1 when the helper has written, one more per CTA that has read; then 0
