@@ -80,6 +80,6 @@ class Sm90GemmPlan(Plan):
 
     def tensor_names(self) -> tuple[str, ...]:
         """The kernel's tensors after the operands, in order: D, leaves, sinks, split-K workspace, staged operand."""
-        names = ["d", *(leaf.name for leaf in self.epilogue.leaves()), *(sink.name for sink in self.epilogue.sinks)]
+        names = ["d", *self.epilogue.tensor_names()]
         names += ["partials", "counters"] if self.config.uses_workspace else []
         return tuple(names + (["staged"] if self.config.staged else []))

@@ -31,5 +31,4 @@ class Sm90FewRowsPlan(Plan):
 
     def tensor_names(self) -> tuple[str, ...]:
         """The epilogue's tensors in the order of the kernel's arguments: D, leaves, sinks, the staged activations."""
-        names = ("d", *(leaf.name for leaf in self.epilogue.leaves()), *(sink.name for sink in self.epilogue.sinks))
-        return (*names, "staged")
+        return ("d", *self.epilogue.tensor_names(), "staged")

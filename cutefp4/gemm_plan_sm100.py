@@ -117,5 +117,5 @@ class Sm100GemmPlan(Plan):
         """The epilogue's tensors in the order of the kernel's arguments: D (codes and scales if NVFP4), leaves, sinks,
         split-K workspace."""
         codes = ("d", "d_scales") if self.out_dtype == "nvfp4" else ("d",)
-        names = (*codes, *(leaf.name for leaf in self.epilogue.leaves()), *(sink.name for sink in self.epilogue.sinks))
+        names = (*codes, *self.epilogue.tensor_names())
         return (*names, "partials", "counters") if self.config.splits > 1 else names

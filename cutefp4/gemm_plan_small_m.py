@@ -34,4 +34,4 @@ class Sm90SmallMPlan(Plan):
 
     def tensor_names(self) -> tuple[str, ...]:
         """The epilogue's tensors in the order of the kernel's arguments: D, leaves, sinks."""
-        return ("d", *(leaf.name for leaf in self.epilogue.leaves()), *(sink.name for sink in self.epilogue.sinks))
+        return ("d", *self.epilogue.tensor_names())

@@ -62,6 +62,10 @@ class Epilogue:
         found = {node.name: node for node in self.nodes() if isinstance(node, Leaf)}
         return tuple(found[name] for name in sorted(found))
 
+    def tensor_names(self) -> tuple[str, ...]:
+        """Names of the tensors that it reads and writes besides D: leaves, then sinks."""
+        return (*(leaf.name for leaf in self.leaves()), *(sink.name for sink in self.sinks))
+
     def bind(self, constant: float, alpha_a: str, alpha_b: str) -> Epilogue:
         """The tree with z spelled out; arguments as in `default_epilogue`."""
         product = default_epilogue(constant, alpha_a, alpha_b).out

@@ -49,7 +49,7 @@ from cutefp4.kernels.quantize.swiglu import load_gated
 from cutlass import Float32, Int32, Int64, Uint32
 from cutlass.cute.runtime import make_fake_stream, make_fake_tensor
 
-from cutefp4.quant_plan import CastRowsPlan, rounds_on_grid, tries_usual_blocks
+from cutefp4.quant_plan import CastRowsPlan, RmsnormPlan, rounds_on_grid, tries_usual_blocks
 
 
 def row_reduce_max(value: Float32, plan: CastRowsPlan, slots, parity: Int32) -> Float32:
@@ -91,8 +91,8 @@ class RowsIo:
     keys: list
 
 
-def block_of(plan: CastRowsPlan, io: RowsIo, first: Int32, j) -> Int32:
-    """Number of this thread's block j in the chunk of a row that begins at block `first`."""
+def block_of(plan: CastRowsPlan | RmsnormPlan, io, first: Int32, j) -> Int32:
+    """Number of this thread's block j in the chunk of a row that begins at block `first`; io.lane: its first one."""
     return first + io.lane + Int32(j) * Int32(plan.threads_per_row)
 
 

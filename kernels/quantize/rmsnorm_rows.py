@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import cutlass
 from cutefp4.kernels.common import ptx
+from cutefp4.kernels.quantize.cast_rows import block_of
 from cutefp4.kernels.quantize.input_block import BYTES, load_block
 from cutlass import Int32, Int64, Uint32
 
@@ -46,11 +47,6 @@ class NormIo:
     lane: Int32
     counter: tuple[Uint32, Uint32]
     keys: list
-
-
-def block_of(plan: RmsnormPlan, io: NormIo, first: Int32, j: int) -> Int32:
-    """Number of this thread's block j in the chunk of a row that begins at block `first`."""
-    return first + io.lane + Int32(j * plan.threads_per_row)
 
 
 def store_block(where: Int64, words: list[Uint32], valid) -> None:

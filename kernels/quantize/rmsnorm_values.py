@@ -6,9 +6,9 @@ r = fl(1 / fl(sqrt(fl(fl(s / N) + eps))));   y = cast(fl(fl(h * r) * weight))
 import cutlass
 import cutlass.cute as cute
 from cutefp4.kernels.common import ptx
-from cutefp4.kernels.quantize.cast_rows import chunk_amax
+from cutefp4.kernels.quantize.cast_rows import block_of, chunk_amax
 from cutefp4.kernels.quantize.input_block import BYTES, load_block, pack, unpack
-from cutefp4.kernels.quantize.rmsnorm_rows import NormIo, block_of, load_raw, make_h
+from cutefp4.kernels.quantize.rmsnorm_rows import NormIo, load_raw, make_h
 from cutefp4.kernels.quantize.square_sum import block_square_sum, store_chunk_sums, sum_of_many_slots
 from cutlass import Float32, Int32, Int64, Uint32
 

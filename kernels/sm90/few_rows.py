@@ -27,8 +27,8 @@ Constraints: K % 64 == 0, any N >= 1, M <= tile_n; no SwiGLU over column pairs; 
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Float32, Int32, Int64, Uint8, Uint32
-from cutlass.cute.nvgpu import OperandMajorMode, cpasync, warpgroup
+from cutlass import Int32, Int64, Uint8, Uint32
+from cutlass.cute.nvgpu import cpasync, warpgroup
 from cutlass.cute.runtime import make_fake_stream
 from cutlass.memory import SmemAllocator
 
@@ -43,7 +43,7 @@ from ..epilogue.fragment import Fragment
 from .decode import RegisterOperandReader, first_scale_row
 from .few_rows_activations import ActivationLoader, ActivationStager, activation_tma
 from .loader import PackedLoader, decoded_layout, packed_tma
-from .mma import WarpgroupMma
+from .mma import WarpgroupMma, register_operand_mma
 from .number_format import FORMATS
 from .small_m_reduce import Partials, SmallMEpilogue
 from .smem_layout import StageBytes
@@ -106,16 +106,8 @@ class FewRows:
         ActivationStager(self.format, self.plan.activations, self.plan.a_scales).launch(a, a_scales, staged, stream)
         tma = packed_tma(b, b_scales, self.weight, self.tiles)
         tma_n = activation_tma(staged, self.tiles)
-        operation = warpgroup.MmaF16BF16Op(
-            self.format.dtype,
-            Float32,
-            (64, config.tile_n, 16),
-            warpgroup.OperandSource.RMEM,
-            OperandMajorMode.K,
-            OperandMajorMode.K,
-        )
         sizes = a.shape[1], n, b.shape[2]
-        self.kernel(tma, tma_n, sizes, epilogue_tensors, cute.make_tiled_mma(operation)).launch(
+        self.kernel(tma, tma_n, sizes, epilogue_tensors, register_operand_mma(self.format.dtype, config.tile_n)).launch(
             grid=[cute.ceil_div(n, config.tile_m) * config.cluster, 1, l],
             block=[config.threads, 1, 1],
             cluster=[config.cluster, 1, 1] if config.cluster > 1 else None,

@@ -39,8 +39,8 @@ Constraints: K % 64 == 0 (pad with zeros otherwise), any M, N >= 1; sm_90a.
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Float32, Int32
-from cutlass.cute.nvgpu import OperandMajorMode, cpasync, warpgroup
+from cutlass import Int32
+from cutlass.cute.nvgpu import cpasync
 
 from cutefp4.budget_sm90 import sm90_registers
 from cutefp4.config import store_slots
@@ -66,6 +66,7 @@ from .loader import (
     shared_load_role,
     shared_tma,
 )
+from .mma import register_operand_mma
 from .number_format import FORMATS
 from .smem_layout import allocate, stage_bytes
 from .stage_operand import OperandStager
@@ -141,16 +142,7 @@ class Sm90Gemm:
             scheduler = HelpedScheduler(tiles_m, tiles_n, l, k_stages, config.raster_group, shares)
         else:
             scheduler = StaticScheduler(tiles_m, tiles_n, l, k_stages, config.raster_group, config.splits)
-        tiled_mma = cute.make_tiled_mma(
-            warpgroup.MmaF16BF16Op(
-                self.format.dtype,
-                Float32,
-                (64, config.tile_n, 16),
-                warpgroup.OperandSource.RMEM,
-                OperandMajorMode.K,
-                OperandMajorMode.K,
-            )
-        )
+        tiled_mma = register_operand_mma(self.format.dtype, config.tile_n)
         # In a cluster that shares K the MMA ring ends as the buffer of the exchange: one work tile a CTA.
         if cutlass.const_expr(config.helped):
             ctas = scheduler.ctas()

@@ -13,7 +13,7 @@ ahead across the wait for the next stage was enough to lose it.
 import cutlass
 import cutlass.cute as cute
 from cutlass import Float32, Int32, Uint32
-from cutlass.cute.nvgpu import warpgroup
+from cutlass.cute.nvgpu import OperandMajorMode, warpgroup
 
 from cutefp4.config import K_BLOCK, Sm90Config
 
@@ -23,6 +23,13 @@ from .number_format import FORMATS
 
 STEPS = K_BLOCK // 16
 """wgmma k-steps of one sub-tile."""
+
+
+def register_operand_mma(dtype, tile_n: int) -> cute.TiledMma:
+    """wgmma of one warpgroup: 64 rows in registers times tile_n rows in shared memory, both along K, sums in fp32."""
+    major = OperandMajorMode.K
+    op = warpgroup.MmaF16BF16Op(dtype, Float32, (64, tile_n, 16), warpgroup.OperandSource.RMEM, major, major)
+    return cute.make_tiled_mma(op)
 
 
 class WarpgroupMma(DeviceStruct):
